@@ -1,0 +1,57 @@
+"""The errors that a user can mend: one sentence each, and the exit code that it ends the process with."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Something that the user can put right; the text says what is wrong, where, and what to do."""
+
+    exit_code = 2
+
+
+class UsageError(UserError):
+    """A wrong option, recipe or combination of them; found before any data is touched."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Bad or missing data: a path, labels, classes, a full disk, a folder that cannot be written."""
+
+    exit_code = 65
+
+
+class DivergedError(UserError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 70
+
+
+class StoppedError(UserError):
+    """A signal ended the run; its state is saved."""
+
+    exit_code = 75
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or the list of choices when none is near."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are: {', '.join(known)}"
+
+
+def run_command(main: Callable[[], int | None], program: str) -> None:
+    """Run a command's `main` and end the process with its exit code; a `UserError` becomes one sentence on stderr."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(f"{program}: stopped by Ctrl-C", file=sys.stderr, flush=True)
+        code = StoppedError.exit_code
+    sys.exit(code)

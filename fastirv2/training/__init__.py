@@ -1,0 +1,1 @@
+"""What training is made of: schedule, optimizer, step, checkpoints, processes."""
