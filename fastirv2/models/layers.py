@@ -1,0 +1,64 @@
+"""What the two networks share: convolution + batch normalisation + ReLU, branches, residual sums, initialisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastirv2.models.norm import BatchNorm2d
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, its batch normalisation, and a ReLU unless `relu` is False."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | tuple[int, int] = 1,
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+        relu: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+        self.bn = BatchNorm2d(outputs, eps=eps)
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, H', W')."""
+        x = self.bn(self.conv(x))
+        return x.relu_() if self.relu else x
+
+
+class Concat(nn.Module):
+    """Branches that read the same input, their outputs concatenated along the channels; submodules `branch0`, `branch1`, …."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        for number, branch in enumerate(branches):
+            self.add_module(f"branch{number}", branch)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to (N, sum of the branches' channels, H', W')."""
+        return torch.cat([branch(x) for branch in self.children()], dim=1)
+
+
+def scaled_sum(x: torch.Tensor, residual: torch.Tensor, scale: float, *, relu: bool = True) -> torch.Tensor:
+    """Return x + scale · residual, then ReLU (arXiv 1602.07261, section 3.3 and figure 20)."""
+    y = torch.add(x, residual, alpha=scale)
+    return y.relu_() if relu else y
+
+
+def initialise(model: nn.Module) -> None:
+    """He initialisation with fan-out (kH·kW·outputs; He et al. 2015, equation 14); biases 0, normalisation weight 1 and bias 0.
+
+    The classifier keeps torch's uniform ±1/√inputs, which is what the predecessor's Torch7 layer drew.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
