@@ -1,0 +1,300 @@
+"""fastirv2-build-lmdb: image folders and lists become an LMDB of verified JPEGs in one random order."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import lmdb
+import numpy as np
+import tyro
+from tyro.conf import Positional, arg
+
+from fastirv2.building.images import Preparer, Resize, Task
+from fastirv2.building.partial import check_out, only_builder, open_partial, publish
+from fastirv2.building.sources import Source, open_source
+from fastirv2.building.workers import WorkerDiedError, Workers, available_cpus
+from fastirv2.building.writer import REJECTED, REPAIRED, RecordWriter, key_digits, write_dataset
+from fastirv2.data.counter import permutation
+from fastirv2.errors import DataError, StoppedError, UsageError, run_command
+
+PROGRAM = "fastirv2-build-lmdb"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build is made from and how; the field's docstrings are the help text."""
+
+    source: Positional[Annotated[str, arg(metavar="SOURCE")]] = ""
+    """A folder of class folders, or a list file of "path label" lines."""
+    out: Positional[Annotated[str, arg(metavar="OUT")]] = ""
+    """The LMDB folder to make; built in OUT.partial, which the same command goes on from."""
+    root: Annotated[str | None, arg(metavar="DIR")] = None
+    """The folder that the paths of a list file are relative to; the list's own unless given."""
+    classes: Annotated[str | None, arg(metavar="FILE")] = None
+    """A file with the classes' names, a line each, in label order."""
+    resize: Annotated[str, arg(metavar="none|WxH|short:N")] = "none"
+    """none, WIDTHxHEIGHT (warps), or short:N (keeps the aspect, never enlarges)."""
+    quality: Annotated[int, arg(metavar="Q")] = 95
+    """JPEG quality of the images that are encoded again, 1 to 100."""
+    workers: Annotated[int | None, arg(metavar="N")] = None
+    """Processes that decode; as many as there are CPUs unless given."""
+    seed: Annotated[int, arg(metavar="S")] = 0
+    """The seed of the global random order."""
+    limit: Annotated[int | None, arg(metavar="N")] = None
+    """Take only the first images of the random order, this many."""
+    part: Annotated[str | None, arg(metavar="I/N")] = None
+    """i/n: take the i-th of n equal slices of the random order, i from 1."""
+    max_bad: Annotated[float, arg(metavar="SHARE")] = 0.001
+    """The share of images that may be rejected, 0 to 1."""
+    overwrite: bool = False
+    """Replace OUT, and an OUT.partial that was begun with other settings."""
+    check: Annotated[str | None, arg(metavar="OUT")] = None
+    """Check this finished LMDB folder instead of building one."""
+    decode: bool = False
+    """With --check: decode every image too."""
+
+    def __post_init__(self) -> None:
+        if self.check is None and not (self.source and self.out):
+            raise UsageError("give SOURCE and OUT, or --check OUT")
+        if self.check is not None and (self.source or self.out):
+            raise UsageError("--check takes its folder alone; leave SOURCE and OUT out")
+        if self.decode and self.check is None:
+            raise UsageError("--decode goes with --check")
+        for name, low, high in (("quality", 1, 100), ("workers", 1, 4096), ("limit", 1, None), ("max_bad", 0, 1)):
+            value = getattr(self, name)
+            if value is not None and not (value >= low and (high is None or value <= high)):
+                bound = f"between {low} and {high}" if high is not None else f"at least {low}"
+                raise UsageError(f"--{name.replace('_', '-')} {value} must be {bound}")
+
+    def slice(self) -> tuple[int, int]:
+        """Return i and n of --part (1 and 1 when it is not given)."""
+        if self.part is None:
+            return 1, 1
+        numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.part, re.ASCII)
+        if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise UsageError(f"--part {self.part} must be i/n with i from 1 to n, as in 2/8")
+        return int(numbers[1]), int(numbers[2])
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command(lambda: _run(parse_options(sys.argv[1:])), PROGRAM)
+
+
+def parse_options(arguments: list[str]) -> Options:
+    """Return the options of a command line; ends the process with exit code 2 for an unknown one."""
+    return tyro.cli(Options, prog=PROGRAM, args=arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def build(options: Options) -> str:
+    """Make OUT, or go on with making it, and return the line that sums it up."""
+    begun = time.monotonic()
+    resize = Resize.parse(options.resize)
+    part = options.slice()
+    out = Path(os.path.abspath(options.out))
+    check_out(out, overwrite=options.overwrite)
+    source = open_source(options.source, options.root, options.classes)
+    if os.path.isdir(options.source) and out.is_relative_to(os.path.abspath(options.source)):
+        raise DataError(f"{options.out} lies inside of SOURCE, which would become a class; choose an OUT elsewhere")
+    order = stored_order(len(source), options.seed, options.limit, part)
+    settings = {
+        "source": source.digest(),
+        "images": len(source),
+        "resize": options.resize,
+        "quality": options.quality,
+        "seed": options.seed,
+        "limit": options.limit,
+        "part": options.part,
+    }
+    make_parent(out)
+    with only_builder(out):
+        folder = open_partial(out, settings, overwrite=options.overwrite)
+        if not (folder / "dataset.json").exists():
+            workers = options.workers or available_cpus()
+            fill(folder, source, order, Preparer(resize, options.quality), workers, options.max_bad)
+            write_dataset(folder, source.classes, settings)
+        publish(out)
+    return summary(out, time.monotonic() - begun)
+
+
+def stored_order(count: int, seed: int, limit: int | None, part: tuple[int, int]) -> np.ndarray:
+    """Return the source positions (int64) to store, in order: a slice of the first `limit` of the random order."""
+    order = permutation(seed, 0, count)[:limit]
+    i, n = part
+    order = order[(i - 1) * len(order) // n : i * len(order) // n]
+    if not len(order):
+        raise DataError(f"--part {i}/{n} of {min(count, limit or count):,} images holds none; choose a smaller n")
+    return order
+
+
+def fill(folder: Path, source: Source, order: np.ndarray, job: Preparer, workers: int, max_bad: float) -> None:
+    """Store the images of `order`, going on after what `folder` holds already.
+
+    Raises DataError for too many rejected images, a full disk or a dead worker, and StoppedError for a signal.
+    """
+    writer = RecordWriter(folder, key_digits(len(order)))
+    try:
+        append_all(writer, source, order, job, workers)
+        check_share(writer, len(order), max_bad)
+    except WorkerDiedError as error:
+        raise DataError(
+            f"a worker process ended ({error.how}; out of memory?) while working on {error.task.place.path}; "
+            f"give the same command to go on, with fewer --workers"
+        ) from error
+    except (OSError, lmdb.Error) as error:
+        raise DataError(disk_trouble(error, writer, len(order))) from error
+    except (KeyboardInterrupt, StoppedError) as error:
+        raise StoppedError(
+            f"stopped after {writer.done:,} of {len(order):,} images; give the same command to go on from {folder}"
+        ) from error
+    finally:
+        writer.close()
+
+
+def append_all(writer: RecordWriter, source: Source, order: np.ndarray, job: Preparer, workers: int) -> None:
+    """Prepare in parallel and append in order what the writer does not hold yet."""
+    left = order[writer.done :]
+    if not len(left):
+        return
+    tasks = (Task(source.place(position), int(source.labels[position])) for position in left)
+    with Workers(job, min(workers, len(left))) as pool, Progress(len(order), writer.done) as progress:
+        positions = iter(left)
+        for results in pool.map(tasks):
+            for result in results:
+                position = next(positions)
+                writer.add(source.names[position], int(source.labels[position]), result)
+            progress.show(writer.done, writer.rejected)
+        writer.commit()
+
+
+def check_share(writer: RecordWriter, count: int, max_bad: float) -> None:
+    """Raise DataError when more images were rejected than allowed, or all."""
+    report = writer.folder / "rejected.jsonl"
+    if not writer.stored:
+        raise DataError(f"none of the {count:,} images can be used; the reasons are in {report}")
+    if writer.rejected > max_bad * count:
+        raise DataError(
+            f"{writer.rejected:,} of {count:,} images were rejected, more than --max-bad {max_bad:g} allows; the reasons are "
+            f"in {report}: give a larger --max-bad to leave them out, or mend them, remove {writer.folder} and build again"
+        )
+
+
+def disk_trouble(error: Exception, writer: RecordWriter, count: int) -> str:
+    """Return the sentence for an error of the disk, with what is needed when it is full."""
+    code = getattr(error, "errno", None)
+    full = isinstance(error, lmdb.DiskError) or code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "too large" in str(error)
+    if not full:
+        return f"{writer.folder} cannot be written: {error}; the same command goes on when that is mended"
+    needed = writer.image_bytes / max(1, writer.done) * count * 1.02
+    held = (writer.folder / "data.mdb").stat().st_size
+    free = shutil.disk_usage(writer.folder).free
+    return (
+        f"the disk of {writer.folder} is full: the LMDB needs about {size_text(needed)}, it has {size_text(held)} and "
+        f"{size_text(free)} are free; make room and give the same command to go on"
+    )
+
+
+def make_parent(out: Path) -> None:
+    """Make the folder that OUT will be in."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out.parent} cannot be made for OUT: {error.strerror}; choose another OUT") from error
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise DataError(f"{out.parent} cannot be written to; choose another OUT")
+
+
+def summary(out: Path, seconds: float) -> str:
+    """Return the last line: what OUT holds and what it took."""
+    dataset = json.loads((out / "dataset.json").read_bytes())
+    actions = (out / "rejected.jsonl").read_bytes()
+    return (
+        f"{dataset['count']:,} images, {actions.count(REJECTED):,} rejected, {actions.count(REPAIRED):,} repaired, "
+        f"{size_text((out / 'data.mdb').stat().st_size)}, {seconds:.1f} s: {out}"
+    )
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"
+
+
+class Progress:
+    """Shows images/s and the time left: a bar on a terminal, a line every ten seconds elsewhere; on stderr."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total = total
+        self._first = done
+        self._begun = self._last = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self._bar = progress.Progress(
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[text]}"),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("build", total=self._total, completed=self._first, text="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, done: int, rejected: int) -> None:
+        """Take the number of images done and rejected so far."""
+        now = time.monotonic()
+        rate = (done - self._first) / max(now - self._begun, 1e-9)
+        if self._bar:
+            self._bar.update(self._task, completed=done, text=f"{rate:,.0f} images/s, {rejected:,} rejected")
+        elif now - self._last >= 10 or done == self._total:
+            self._last = now
+            left = (self._total - done) / rate
+            print(
+                f"{done:,} of {self._total:,} images, {rate:,.0f} images/s, {rejected:,} rejected, {left:,.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _run(options: Options) -> None:
+    """Build or check; SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _stop)
+    if options.check is not None:
+        from fastirv2.building.check import check
+
+        print(check(Path(options.check), decode=options.decode, workers=options.workers or available_cpus()))
+    else:
+        print(build(options))
+
+
+def _stop(*_: object) -> None:
+    """End what runs; what is written so far stays."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise StoppedError("stopped by SIGTERM")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The one writer of a build: records appended in order, a journal to go on from after a kill, index.npy and dataset.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+import numpy as np
+
+from fastirv2.building.images import Result
+from fastirv2.data.lmdb_file import check_size, read_meta, value_extents
+from fastirv2.errors import DataError
+
+FORMAT_VERSION = 1
+INDEX = np.dtype([("offset", "<u8"), ("length", "<u4"), ("label", "<i4"), ("width", "<u2"), ("height", "<u2")])
+ROW = np.dtype(
+    [
+        ("stored", "u1"),
+        ("label", "<i4"),
+        ("length", "<u4"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("header", "<u2"),
+        ("report_end", "<u8"),
+        ("digest", "u1", 32),
+    ]
+)
+REJECTED, REPAIRED = b'"action": "rejected"}\n', b'"action": "repaired"}\n'  # how a line of rejected.jsonl ends
+COMMIT_BYTES = 64 << 20
+COMMIT_RECORDS = 4096
+MAP_BYTES = 1 << 30
+_PACK = struct.Struct("<BiIHHHQ32s").pack
+_T = TypeVar("_T")
+
+
+def key_digits(count: int) -> int:
+    """Return how many digits the keys of `count` records have: 8, or as many as the last one needs."""
+    return max(8, len(str(count - 1)))
+
+
+class RecordWriter:
+    """Appends results to `folder` (data.mdb, rejected.jsonl and a journal), going on after what is committed there.
+
+    The journal has a row per image, stored or not, and reaches the disk before the records it describes do: after a kill
+    it is cut back to what LMDB holds. `done`, `stored`, `rejected`, `repaired` and `image_bytes` count from the start of
+    the build; everything raises OSError or lmdb.Error when the disk does.
+    """
+
+    def __init__(self, folder: Path, digits: int, map_bytes: int = MAP_BYTES) -> None:
+        self.folder = folder
+        self._digits = digits
+        self._env = lmdb.open(os.fspath(folder), map_size=max(map_bytes, _file_size(folder / "data.mdb")), max_dbs=0)
+        self._items: list[tuple[bytes, bytes]] = []
+        self._rows = bytearray()
+        self._lines = bytearray()
+        self._pending_bytes = 0
+        rows = self._go_on()
+        self._journal = (folder / "journal").open("ab", buffering=0)
+        self._report = (folder / "rejected.jsonl").open("ab", buffering=0)
+        self._report_end = self._report.tell()
+        self.done = len(rows)
+        self.stored = int(rows["stored"].sum())
+        self.rejected = self.done - self.stored
+        self.repaired = (folder / "rejected.jsonl").read_bytes().count(REPAIRED)
+        self.image_bytes = int(rows["length"].sum())
+
+    def add(self, name: str, label: int, result: Result) -> None:
+        """Take the next image's result; committed with others at the latest by `close`."""
+        if result.reason:
+            self._note(name, result.reason, "rejected" if result.value is None else "repaired")
+        digest = b""
+        if result.value is None:
+            self.rejected += 1
+        else:
+            key = b"%0*d" % (self._digits, self.stored)
+            state = hashlib.sha256(key)
+            state.update(result.value)
+            digest = state.digest()
+            self._items.append((key, result.value))
+            self._pending_bytes += len(result.value)
+            self.stored += 1
+            self.image_bytes += result.length
+        self._rows += _PACK(
+            result.value is not None, label, result.length, result.width, result.height, result.header, self._report_end, digest
+        )
+        self.done += 1
+        if self._pending_bytes >= COMMIT_BYTES or len(self._items) >= COMMIT_RECORDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Bring everything taken so far to the disk, in one transaction; the map grows when it is full."""
+        for file, data in ((self._report, self._lines), (self._journal, self._rows)):
+            if data:
+                _write_all(file.fileno(), data)
+                os.fdatasync(file.fileno())
+                data.clear()
+        while self._items and not self._put_items():
+            self._env.set_mapsize(2 * self._env.info()["map_size"])
+        self._items.clear()
+        self._pending_bytes = 0
+
+    def _put_items(self) -> bool:
+        """Commit the records taken so far; False, and nothing done, when the map is too small for them."""
+        try:
+            with self._env.begin(write=True) as transaction:
+                transaction.cursor().putmulti(self._items, append=True)
+        except lmdb.MapFullError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the files without committing."""
+        self._env.close()
+        self._journal.close()
+        self._report.close()
+
+    def _note(self, name: str, reason: str, action: str) -> None:
+        """Add a line to rejected.jsonl."""
+        line = json.dumps({"path": name, "reason": reason, "action": action}).encode() + b"\n"
+        self.repaired += action == "repaired"
+        self._lines += line
+        self._report_end += len(line)
+
+    def _go_on(self) -> np.ndarray:
+        """Cut journal and report back to the records that LMDB holds, and return the journal's rows."""
+        journal, report = self.folder / "journal", self.folder / "rejected.jsonl"
+        journal.touch()
+        report.touch()
+        rows = read_journal(self.folder)
+        counts = np.cumsum(rows["stored"], dtype=np.int64)
+        entries = self._env.stat()["entries"]
+        if entries > (counts[-1] if len(counts) else 0):
+            raise DataError(f"{self.folder} holds {entries:,} records, more than its journal; begin anew with --overwrite")
+        rows = rows[: int(np.searchsorted(counts, entries)) + 1 if entries else 0]
+        os.truncate(journal, len(rows) * ROW.itemsize)
+        os.truncate(report, int(rows["report_end"][-1]) if len(rows) else 0)
+        return rows
+
+
+def read_journal(folder: Path) -> np.ndarray:
+    """Return the journal's whole rows (`ROW`)."""
+    data = (folder / "journal").read_bytes()
+    return np.frombuffer(data, ROW, count=len(data) // ROW.itemsize)
+
+
+def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Write index.npy and then dataset.json for the finished data.mdb in `folder`, and return what dataset.json says.
+
+    `settings` (resize, quality, seed, part and what else tells one build from another) is stored with it.
+    """
+    file = folder / "data.mdb"
+    rows = read_journal(folder)
+    rows = rows[rows["stored"] == 1]
+    _pad(file)
+    extents = value_extents(folder)
+    if len(extents) != len(rows) or (extents["length"] < rows["length"] + rows["header"]).any():
+        raise DataError(f"{folder} and its journal differ: begin anew with --overwrite")
+    index = np.empty(len(rows), INDEX)
+    index["offset"] = extents["offset"] + rows["header"]
+    for field in ("length", "label", "width", "height"):
+        index[field] = rows[field]
+    write_file(folder / "index.npy", lambda stream: np.save(stream, index))
+    dataset = {
+        "format_version": FORMAT_VERSION,
+        "count": len(rows),
+        "pages": check_size(folder).pages,
+        "data_bytes": int(rows["length"].sum(dtype=np.int64)),
+        "classes": classes,
+        "images_per_class": np.bincount(rows["label"], minlength=len(classes)).tolist(),
+        **{name: settings[name] for name in ("resize", "quality", "seed", "part")},
+        "digest": hashlib.sha256(rows["digest"].tobytes()).hexdigest(),
+        "build": settings,
+    }
+    text = json.dumps(dataset, indent=1).encode() + b"\n"
+    write_file(folder / "dataset.json", lambda stream: stream.write(text))
+    return dataset
+
+
+def write_file(path: Path, write: Callable[[Any], _T]) -> None:
+    """Write a file whole or not at all: aside, fsynced, and renamed."""
+    aside = path.with_name(path.name + ".new")
+    with aside.open("wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's names to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _pad(file: Path) -> None:
+    """Make the file as long as its page count says: LMDB leaves it shorter when its last pages were never written."""
+    meta = read_meta(file)
+    with file.open("r+b") as stream:
+        if _file_size(file) < meta.pages * meta.page_size:
+            stream.truncate(meta.pages * meta.page_size)
+        os.fsync(stream.fileno())
+
+
+def _write_all(descriptor: int, data: bytearray) -> None:
+    """Write all of `data`; a full disk may take a part of it first."""
+    with memoryview(data) as view:
+        written = 0
+        while written < len(view):
+            written += os.write(descriptor, view[written:])
+
+
+def _file_size(path: Path) -> int:
+    """Return a file's size in bytes, 0 when it does not exist."""
+    return path.stat().st_size if path.exists() else 0
