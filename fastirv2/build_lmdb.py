@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -10,9 +11,10 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import lmdb
 import numpy as np
@@ -20,10 +22,11 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fastirv2.building.images import Preparer, Resize, Task
-from fastirv2.building.partial import check_out, only_builder, open_partial, publish
+from fastirv2.building.partial import check_out, only_builder, open_partial, partial_folder, publish
+from fastirv2.building.progress import Progress
 from fastirv2.building.sources import Source, open_source
 from fastirv2.building.workers import WorkerDiedError, Workers, available_cpus
-from fastirv2.building.writer import REJECTED, REPAIRED, RecordWriter, key_digits, write_dataset
+from fastirv2.building.writer import COMMIT_BYTES, REJECTED, REPAIRED, RecordWriter, key_digits, read_journal, write_dataset
 from fastirv2.data.counter import permutation
 from fastirv2.errors import DataError, StoppedError, UsageError, run_command
 
@@ -117,7 +120,7 @@ def build(options: Options) -> str:
         "part": options.part,
     }
     make_parent(out)
-    with only_builder(out):
+    with only_builder(out), disk_errors(partial_folder(out), len(order)):
         folder = open_partial(out, settings, overwrite=options.overwrite)
         if not (folder / "dataset.json").exists():
             workers = options.workers or available_cpus()
@@ -140,7 +143,7 @@ def stored_order(count: int, seed: int, limit: int | None, part: tuple[int, int]
 def fill(folder: Path, source: Source, order: np.ndarray, job: Preparer, workers: int, max_bad: float) -> None:
     """Store the images of `order`, going on after what `folder` holds already.
 
-    Raises DataError for too many rejected images, a full disk or a dead worker, and StoppedError for a signal.
+    Raises DataError for too many rejected images or a dead worker, and StoppedError for a signal.
     """
     writer = RecordWriter(folder, key_digits(len(order)))
     try:
@@ -151,11 +154,9 @@ def fill(folder: Path, source: Source, order: np.ndarray, job: Preparer, workers
             f"a worker process ended ({error.how}; out of memory?) while working on {error.task.place.path}; "
             f"give the same command to go on, with fewer --workers"
         ) from error
-    except (OSError, lmdb.Error) as error:
-        raise DataError(disk_trouble(error, writer, len(order))) from error
     except (KeyboardInterrupt, StoppedError) as error:
         raise StoppedError(
-            f"stopped after {writer.done:,} of {len(order):,} images; give the same command to go on from {folder}"
+            f"stopped with {writer.committed:,} of {len(order):,} images in {folder}; give the same command to go on"
         ) from error
     finally:
         writer.close()
@@ -189,19 +190,35 @@ def check_share(writer: RecordWriter, count: int, max_bad: float) -> None:
         )
 
 
-def disk_trouble(error: Exception, writer: RecordWriter, count: int) -> str:
-    """Return the sentence for an error of the disk, with what is needed when it is full."""
-    code = getattr(error, "errno", None)
-    full = isinstance(error, lmdb.DiskError) or code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "too large" in str(error)
-    if not full:
-        return f"{writer.folder} cannot be written: {error}; the same command goes on when that is mended"
-    needed = writer.image_bytes / max(1, writer.done) * count * 1.02
-    held = (writer.folder / "data.mdb").stat().st_size
-    free = shutil.disk_usage(writer.folder).free
-    return (
-        f"the disk of {writer.folder} is full: the LMDB needs about {size_text(needed)}, it has {size_text(held)} and "
-        f"{size_text(free)} are free; make room and give the same command to go on"
-    )
+@contextlib.contextmanager
+def disk_errors(folder: Path, count: int) -> Iterator[None]:
+    """Turn an error of the disk into a DataError that says what a build of `count` images needs when it is full."""
+    try:
+        yield
+    except (OSError, lmdb.Error) as error:
+        if has_room(folder):
+            raise DataError(f"{folder}: {error}; when that is mended, the same command goes on") from error
+        rows = read_journal(folder)
+        needed = f"about {size_text(1.02 * rows['length'].mean() * count)}" if len(rows) else "more"
+        held = size_text((folder / "data.mdb").stat().st_size)
+        raise DataError(
+            f"{folder} does not fit on its disk: the LMDB needs {needed}, it has {held} now and "
+            f"{size_text(shutil.disk_usage(folder).free)} are free; make room and give the same command to go on"
+        ) from error
+
+
+def has_room(folder: Path) -> bool:
+    """Return whether data.mdb could take another commit: LMDB calls a disk that is full an "Input/output error" at times."""
+    data, probe = folder / "data.mdb", folder / "probe"
+    try:
+        with probe.open("wb") as file:
+            os.posix_fallocate(file.fileno(), data.stat().st_size if data.exists() else 0, COMMIT_BYTES)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return True
 
 
 def make_parent(out: Path) -> None:
@@ -231,52 +248,6 @@ def size_text(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.4g} TB"
-
-
-class Progress:
-    """Shows images/s and the time left: a bar on a terminal, a line every ten seconds elsewhere; on stderr."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self._total = total
-        self._first = done
-        self._begun = self._last = time.monotonic()
-        self._bar: Any = None
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            self._bar = progress.Progress(
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[text]}"),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task("build", total=self._total, completed=self._first, text="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def show(self, done: int, rejected: int) -> None:
-        """Take the number of images done and rejected so far."""
-        now = time.monotonic()
-        rate = (done - self._first) / max(now - self._begun, 1e-9)
-        if self._bar:
-            self._bar.update(self._task, completed=done, text=f"{rate:,.0f} images/s, {rejected:,} rejected")
-        elif now - self._last >= 10 or done == self._total:
-            self._last = now
-            left = (self._total - done) / rate
-            print(
-                f"{done:,} of {self._total:,} images, {rate:,.0f} images/s, {rejected:,} rejected, {left:,.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
 
 
 def _run(options: Options) -> None:

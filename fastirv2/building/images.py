@@ -174,7 +174,7 @@ def _prepare_other(data: bytes, resize: Resize, quality: int, repair: str) -> Pr
             image.load()
             orientation = _exif_orientation(image)
             image = _to_rgb(image)
-    except BadImageError:
+    except (BadImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
         raise BadImageError("no image of a known format") from error

@@ -114,11 +114,12 @@ def _open_folder(path: str, classes: list[str] | None) -> Source:
 
 def _walk(root: str, folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
     """Yield the files at any depth below `root`/`folder`, sorted, relative to `root`; a folder linked twice comes once."""
-    status = os.stat(os.path.join(root, folder))
+    path = os.path.join(root, folder)
+    folders, files = _list_folder(path)
+    status = os.stat(path)
     if (status.st_dev, status.st_ino) in seen:
         return
     seen.add((status.st_dev, status.st_ino))
-    folders, files = _list_folder(os.path.join(root, folder))
     for name in files:
         yield f"{folder}/{name}"
     for name in folders:

@@ -24,7 +24,7 @@ _AHEAD = 4  # chunks per worker that may be under way or waiting to be taken
 class WorkerDiedError(RuntimeError):
     """A worker process ended without an answer; `task` is what it was working on."""
 
-    def __init__(self, task: Any, exit_code: int | None) -> None:  # noqa: ANN401
+    def __init__(self, task: Any, exit_code: int | None) -> None:
         self.task = task
         self.how = f"killed by signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
         super().__init__(f"a worker process ended ({self.how}) while working on {task}")
@@ -146,7 +146,7 @@ class Workers:
         return False
 
 
-def _work(connection: Connection, job: Callable[[Any], Any], done: Any) -> None:  # noqa: ANN401
+def _work(connection: Connection, job: Callable[[Any], Any], done: Any) -> None:
     """Answer chunks of tasks until the builder closes the connection or is gone; `done` counts the tasks."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to every process: the builder decides what follows
     with contextlib.suppress(EOFError, OSError):
@@ -157,6 +157,8 @@ def _work(connection: Connection, job: Callable[[Any], Any], done: Any) -> None:
                 for task in chunk:
                     results.append(job(task))
                     done.value += 1
+            except MemoryError:
+                os._exit(137)  # as the kernel's out-of-memory killer ends a process: not to be taken for a fault of the task
             except Exception:
                 connection.send(traceback.format_exc())
                 return

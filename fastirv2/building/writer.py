@@ -48,8 +48,8 @@ class RecordWriter:
     """Appends results to `folder` (data.mdb, rejected.jsonl and a journal), going on after what is committed there.
 
     The journal has a row per image, stored or not, and reaches the disk before the records it describes do: after a kill
-    it is cut back to what LMDB holds. `done`, `stored`, `rejected`, `repaired` and `image_bytes` count from the start of
-    the build; everything raises OSError or lmdb.Error when the disk does.
+    it is cut back to what LMDB holds. `done`, `committed`, `stored` and `rejected` count images from the start of the
+    build; everything raises OSError or lmdb.Error when the disk does.
     """
 
     def __init__(self, folder: Path, digits: int, map_bytes: int = MAP_BYTES) -> None:
@@ -64,11 +64,9 @@ class RecordWriter:
         self._journal = (folder / "journal").open("ab", buffering=0)
         self._report = (folder / "rejected.jsonl").open("ab", buffering=0)
         self._report_end = self._report.tell()
-        self.done = len(rows)
+        self.done = self.committed = len(rows)
         self.stored = int(rows["stored"].sum())
         self.rejected = self.done - self.stored
-        self.repaired = (folder / "rejected.jsonl").read_bytes().count(REPAIRED)
-        self.image_bytes = int(rows["length"].sum())
 
     def add(self, name: str, label: int, result: Result) -> None:
         """Take the next image's result; committed with others at the latest by `close`."""
@@ -85,7 +83,6 @@ class RecordWriter:
             self._items.append((key, result.value))
             self._pending_bytes += len(result.value)
             self.stored += 1
-            self.image_bytes += result.length
         self._rows += _PACK(
             result.value is not None, label, result.length, result.width, result.height, result.header, self._report_end, digest
         )
@@ -104,6 +101,7 @@ class RecordWriter:
             self._env.set_mapsize(2 * self._env.info()["map_size"])
         self._items.clear()
         self._pending_bytes = 0
+        self.committed = self.done
 
     def _put_items(self) -> bool:
         """Commit the records taken so far; False, and nothing done, when the map is too small for them."""
@@ -123,7 +121,6 @@ class RecordWriter:
     def _note(self, name: str, reason: str, action: str) -> None:
         """Add a line to rejected.jsonl."""
         line = json.dumps({"path": name, "reason": reason, "action": action}).encode() + b"\n"
-        self.repaired += action == "repaired"
         self._lines += line
         self._report_end += len(line)
 

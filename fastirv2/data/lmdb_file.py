@@ -146,6 +146,8 @@ def _nodes(pages: np.ndarray, numbers: np.ndarray, kind: int, file: Path) -> tup
         raise DataError(f"{file} is damaged: a node lies outside of its page")
     at = row * page_size + start
     fields = block.reshape(-1)[at[:, None] + np.arange(NODE_HEADER)].view("<u2")
+    if (start + NODE_HEADER + fields[:, 3] > page_size).any():
+        raise DataError(f"{file} is damaged: a key lies outside of its page")
     return fields, numbers.astype(np.int64)[row] * page_size + start
 
 
