@@ -176,6 +176,8 @@ def _prepare_other(data: bytes, resize: Resize, quality: int, repair: str) -> Pr
             image = _to_rgb(image)
     except (BadImageError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise BadImageError(_too_large()) from error
     except Image.UnidentifiedImageError as error:
         raise BadImageError("no image of a known format") from error
     except Exception as error:  # Pillow's plugins raise whatever parsing a broken file comes to
@@ -211,7 +213,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _check_size(width: int, height: int) -> None:
     """Reject what would take too much memory to decode."""
     if width * height > MAX_PIXELS:
-        raise BadImageError(f"{width:,} × {height:,} pixels are over {MAX_PIXELS // 1_000_000} megapixels")
+        raise BadImageError(_too_large())
+
+
+def _too_large() -> str:
+    """Return the reason for rejecting a huge image."""
+    return f"over {MAX_PIXELS // 1_000_000} megapixels"
 
 
 def _jpeg_orientation(data: bytes) -> int:

@@ -1,0 +1,246 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from fastirv2.building.images import BadImageError, Preparer, Resize, Task, prepare, verify_jpeg
+from fastirv2.building.sources import Place
+from fastirv2.data.datum import Datum
+from fastirv2.errors import UsageError
+
+from .samples import encoded, jpeg, opened, pixels
+
+
+def kept(data):
+    return prepare(data, Resize(), 95)
+
+
+def with_orientation(array, orientation, file_format="JPEG"):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(array, file_format, exif=exif.tobytes())
+
+
+def png_header(width, height):
+    """A PNG that says it is this large, with next to nothing in it."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def assert_baseline_rgb(data, width, height):
+    assert simplejpeg.decode_jpeg_header(data) == (height, width, "YCbCr", "420")
+    assert b"\xff\xc0" in data
+    assert b"\xff\xc2" not in data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(jpeg(), id="baseline"),
+        pytest.param(encoded(pixels(), "JPEG", "L"), id="gray"),
+        pytest.param(encoded(pixels(), "JPEG", progressive=True), id="progressive"),
+        pytest.param(with_orientation(pixels(), 1), id="upright EXIF"),
+        pytest.param(with_orientation(pixels(), 77), id="an orientation that does not exist"),
+        pytest.param(jpeg() + b"appended", id="bytes behind the end"),
+    ],
+)
+def test_an_upright_jpeg_keeps_its_bytes(data):
+    assert kept(data) == (data, 48, 32, "")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_is_rejected_wherever_it_ends(progressive):
+    data = encoded(pixels(), "JPEG", progressive=progressive)
+    for length in [*range(2, len(data), 97), len(data) - 2, len(data) - 1]:
+        with pytest.raises(BadImageError):
+            kept(data[:length])
+
+
+def test_a_jpeg_cut_inside_but_with_an_end_marker_is_rejected():
+    data = jpeg(200, 150)
+    with pytest.raises(BadImageError, match="premature end of data segment"):
+        kept(data[: len(data) * 3 // 4] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"no image at all\n" * 20, "no image of a known format"),
+        (bytes(5000), "no image of a known format"),
+        (b"<html><body>404 Not Found</body></html>", "no image of a known format"),
+        (encoded(pixels(), "PNG")[:-200], "truncated|broken"),
+        (encoded(pixels(), "WEBP")[:-20], "."),
+        (encoded(pixels(), "GIF")[:400], "."),
+        (b"\xff\xd8\xff\xe0", "."),
+        (png_header(20_000, 10_000), "over 178 megapixels"),
+    ],
+)
+def test_what_is_no_whole_image_is_rejected_with_a_reason(data, reason):
+    with pytest.raises(BadImageError, match=reason) as caught:
+        kept(data)
+    assert " at 0x" not in str(caught.value)
+
+
+def test_a_jpeg_that_says_it_is_huge_is_rejected_before_it_is_decoded():
+    data = bytearray(jpeg())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 20_000, 20_000)
+    with pytest.raises(BadImageError, match="over 178 megapixels"):
+        kept(bytes(data))
+
+
+def test_verifying_at_an_eighth_finds_what_a_full_decode_finds():
+    data = jpeg(120, 90)
+    random = np.random.default_rng(0)
+    found = 0
+    for _ in range(300):
+        broken = bytearray(data)
+        for position in random.integers(600, len(data), 2):
+            broken[position] ^= 1 << int(random.integers(8))
+        try:
+            simplejpeg.decode_jpeg(bytes(broken))
+            verify_jpeg(bytes(broken))
+        except ValueError:
+            found += 1
+            with pytest.raises(BadImageError):
+                verify_jpeg(bytes(broken))
+    assert found > 30
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_other_formats_become_baseline_rgb_jpegs(file_format):
+    data = encoded(pixels(), file_format)
+    image = kept(data)
+    assert_baseline_rgb(image.data, 48, 32)
+    assert image[1:] == (48, 32, f"{file_format} instead of JPEG")
+    assert np.abs(opened(image.data).astype(int) - opened(data)).mean() < (8 if file_format == "GIF" else 4)
+
+
+def test_an_animations_first_frame_is_taken():
+    red, blue = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
+    frames = encoded(np.asarray(red), "GIF", save_all=True, append_images=[blue])
+    assert opened(kept(frames).data)[8, 8].tolist() == pytest.approx([254, 0, 0], abs=3)
+
+
+def test_cmyk_becomes_rgb():
+    data = encoded(pixels(), "JPEG", "CMYK", quality=95)
+    image = kept(data)
+    assert_baseline_rgb(image.data, 48, 32)
+    assert image.repair == "CMYK"
+    assert np.abs(opened(image.data).astype(int) - pixels()).mean() < 5
+
+
+def test_a_truncated_cmyk_jpeg_is_rejected():
+    with pytest.raises(BadImageError):
+        kept(encoded(pixels(), "JPEG", "CMYK")[:-2])
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("resize", ["none", "20x30", "short:16"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_an_exif_rotated_image_is_turned_upright(orientation, resize, file_format):
+    turned = {2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2),
+              6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: np.rot90}  # fmt: skip
+    stored = pixels(96, 64)
+    upright = np.ascontiguousarray(turned[orientation](stored))
+    image = prepare(with_orientation(stored, orientation, file_format), Resize.parse(resize), 95)
+    width, height = {"none": upright.shape[1::-1], "20x30": (20, 30)}.get(resize, (16, 24) if orientation >= 5 else (24, 16))
+    assert (image.width, image.height) == (width, height)
+    assert image.repair
+    assert kept(image.data).repair == ""
+    expected = Image.fromarray(upright).resize((width, height), Image.Resampling.BICUBIC)
+    assert np.abs(opened(image.data).astype(int) - expected).mean() < 6
+
+
+def test_transparency_is_laid_over_white():
+    array = np.zeros((16, 32, 4), np.uint8)
+    array[:, 16:, 3] = 255
+    for file_format in ("PNG", "WEBP"):
+        image = opened(kept(encoded(array, file_format, "RGBA")).data)
+        assert image[8, 4].tolist() == pytest.approx([255, 255, 255], abs=3)
+        assert image[8, 28].tolist() == pytest.approx([0, 0, 0], abs=3)
+
+
+def test_a_transparent_palette_is_laid_over_white():
+    palette = Image.new("P", (16, 16), 0)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    image = opened(kept(encoded(np.asarray(palette), "PNG", "P", transparency=0)).data)
+    assert image[8, 8].tolist() == pytest.approx([255, 255, 255], abs=3)
+
+
+def test_sixteen_bit_gray_keeps_its_brightness():
+    deep = np.full((16, 16), 0x8000, np.uint16)
+    image = opened(kept(encoded(deep, "PNG", "I;16")).data)
+    assert image[8, 8].tolist() == pytest.approx([128, 128, 128], abs=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "0x5", "5x0", "short:0", "short:", "short:-1", "5X5", "5x5x5", "70000x5", "None", "٣x٣"]
+)
+def test_another_resize_text_is_wrong_usage(text):
+    with pytest.raises(UsageError, match="--resize"):
+        Resize.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "target"),
+    [
+        ("none", (500, 375), (500, 375)),
+        ("328x300", (500, 375), (328, 300)),
+        ("328x300", (10, 5000), (328, 300)),
+        ("short:100", (500, 375), (133, 100)),
+        ("short:100", (375, 500), (100, 133)),
+        ("short:400", (500, 375), (500, 375)),
+        ("short:375", (500, 375), (500, 375)),
+        ("short:1", (3, 9000), (1, 3000)),
+    ],
+)
+def test_targets(text, size, target):
+    assert Resize.parse(text).target(*size) == target
+
+
+@pytest.mark.parametrize("size", [(40, 30), (150, 90), (640, 480)])
+@pytest.mark.parametrize("text", ["64x64", "short:50", "300x17"])
+def test_a_resized_image_is_what_antialiasing_at_full_size_gives(size, text):
+    data = jpeg(*size, quality=95)
+    image = prepare(data, Resize.parse(text), 95)
+    target = Resize.parse(text).target(*size)
+    assert simplejpeg.decode_jpeg_header(image.data)[:2] == target[::-1]
+    assert (image.width, image.height, image.repair) == (*target, "")
+    expected = Image.fromarray(opened(data)).resize(target, Image.Resampling.BICUBIC)
+    assert np.abs(opened(image.data).astype(int) - expected).mean() < 3.5
+
+
+def test_an_image_of_the_asked_size_keeps_its_bytes():
+    data = jpeg(64, 48)
+    assert prepare(data, Resize.parse("64x48"), 50).data == prepare(data, Resize.parse("short:60"), 50).data == data
+
+
+def test_quality_is_that_of_encoded_images():
+    sizes = [len(prepare(jpeg(200, 150), Resize.parse("100x100"), quality).data) for quality in (30, 60, 95)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[2] / 2
+
+
+def test_the_job_answers_with_a_datum_or_a_reason(tmp_path):
+    (tmp_path / "good").write_bytes(jpeg())
+    (tmp_path / "bad").write_bytes(jpeg()[:-2])
+    job = Preparer(Resize(), 95)
+    good, bad, absent = (job(Task(Place(str(tmp_path / name)), 4)) for name in ("good", "bad", "absent"))
+    datum = Datum.FromString(good.value)
+    assert (datum.data, datum.label, datum.width, datum.height) == (jpeg(), 4, 48, 32)
+    assert good.value[good.header : good.header + good.length] == jpeg()
+    assert (bad.value, bad.reason) == (None, "Premature end of JPEG file")
+    assert (absent.value, absent.reason) == (None, "cannot be read: No such file or directory")
+
+
+def test_a_place_is_a_range_of_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"0123456789")
+    assert Place(str(tmp_path / "file")).read() == b"0123456789"
+    assert Place(str(tmp_path / "file"), 3, 4).read() == b"3456"

@@ -1,0 +1,65 @@
+import operator
+import os
+import signal
+from itertools import count
+
+import pytest
+
+from fastirv2.building.workers import CHUNK, WorkerDiedError, Workers, available_cpus
+
+
+def results(job, tasks, workers):
+    with Workers(job, workers) as pool:
+        return [result for chunk in pool.map(tasks) for result in chunk]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("tasks", [0, 1, CHUNK, 10 * CHUNK + 3])
+def test_results_come_in_the_order_of_the_tasks(workers, tasks):
+    assert results(operator.neg, range(tasks), workers) == [-task for task in range(tasks)]
+
+
+def test_tasks_are_taken_only_a_bounded_way_ahead():
+    tasks = count()
+    with Workers(operator.neg, 2) as pool:
+        chunks = pool.map(tasks)
+        for _ in range(30):
+            next(chunks)
+    ahead = next(tasks) - 30 * CHUNK
+    assert 0 <= ahead <= 20 * CHUNK
+
+
+def test_a_killed_worker_is_reported_with_its_task():
+    tasks = [signal.SIGCONT] * (3 * CHUNK)
+    tasks[2 * CHUNK + 5] = signal.SIGKILL
+    with pytest.raises(WorkerDiedError, match="killed by signal 9") as caught:
+        results(signal.raise_signal, tasks, 2)
+    assert caught.value.task == signal.SIGKILL
+
+
+def test_a_worker_that_runs_out_of_memory_counts_as_dead():
+    with pytest.raises(WorkerDiedError, match="exit code 137") as caught:
+        results(bytearray, [10, 10, 1 << 62, 10], 1)
+    assert caught.value.task == 1 << 62
+
+
+def test_a_job_that_fails_is_reported_with_its_traceback():
+    with pytest.raises(RuntimeError, match="bad operand type"):
+        results(operator.neg, [1, 2, "three"], 1)
+
+
+def test_workers_end_with_the_pool():
+    with Workers(operator.neg, 2) as pool:
+        processes = list(pool._processes.values())
+        assert next(iter(pool.map(count())))
+    assert all(process.exitcode is not None for process in processes)
+
+
+def test_no_more_cpus_are_taken_than_the_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    assert 1 <= available_cpus() <= len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert available_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
