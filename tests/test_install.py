@@ -87,7 +87,7 @@ def test_train_answers_help(installed, place):
 
 
 def test_the_script_that_builds_an_lmdb_answers_help(installed, place):
-    assert "--val-labels" in run(installed.python.parent / "fastirv2-build-lmdb", "--help", cwd=place)
+    assert "--max-bad" in run(installed.python.parent / "fastirv2-build-lmdb", "--help", cwd=place)
 
 
 def test_pipelines_come_from_the_install_in_question(installed, place):

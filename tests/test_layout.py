@@ -1,6 +1,7 @@
 """Who imports whom: downwards only, as the README's map of the tree says."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ MAY_IMPORT = {
     "tools": BELOW_COMMANDS,
     "config": BELOW_COMMANDS,
     "building": {"data", "models", "pipelines", "report", "errors"},
-    "data": {"models", "pipelines", "report", "errors"},
+    "data": {"building", "models", "pipelines", "report", "errors"},
     "training": {"models", "pipelines", "report", "errors"},
     "models": {"errors"},
     "report": {"errors"},
@@ -69,6 +70,16 @@ def upward_imports(root):
     return found
 
 
+def import_graph(root):
+    """Return module → the modules of ours that it names in its imports."""
+    paths = {module_of(path, root).removesuffix(".__init__"): path for path in sources(root, "fastirv2", "pipelines")}
+    graph = {}
+    for module, path in paths.items():
+        named = {name for _, name in imports(path, module_of(path, root))}
+        graph[module] = {known for name in named for known in (name, name.rpartition(".")[0]) if known in paths} - {module}
+    return graph
+
+
 def bare_pipelines_imports(root):
     return [
         f"{path.relative_to(root)}:{line}"
@@ -106,6 +117,12 @@ def test_imports_run_downwards_only():
     assert upward_imports(ROOT) == []
 
 
+def test_no_module_imports_itself_by_way_of_others():
+    graph = import_graph(ROOT)
+    assert sum(map(len, graph.values())) > 10
+    graphlib.TopologicalSorter(graph).prepare()
+
+
 def test_pipelines_is_imported_as_a_part_of_the_package_only():
     assert bare_pipelines_imports(ROOT) == []
 
@@ -140,6 +157,18 @@ def test_an_upward_import_is_found(tmp_path, file, line):
     path.parent.mkdir(parents=True)
     path.write_text(line + "\n")
     assert len(upward_imports(tmp_path)) == 1
+
+
+def test_a_circle_of_imports_is_found(tmp_path):
+    for file, line in (
+        ("building/sources.py", "from fastirv2.data import datum"),
+        ("data/datum.py", "from ..building import sources"),
+    ):
+        path = tmp_path / "fastirv2" / file
+        path.parent.mkdir(parents=True)
+        path.write_text(line + "\n")
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(import_graph(tmp_path)).prepare()
 
 
 @pytest.mark.parametrize("line", ["import pipelines", "import pipelines.train", "from pipelines import train"])
