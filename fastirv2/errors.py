@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """Something that the user can put right; the text says what is wrong, where, and what to do."""
+    """Something that the user can put right; the text says what is wrong, where, and what to do.
+
+    `shared` marks an error that every process of a run raises together, so that only the first one says it.
+    """
 
     exit_code = 2
+    shared = False
 
 
 class UsageError(UserError):
-    """A wrong option, recipe or combination of them; found before any data is touched."""
+    """A wrong option, recipe or combination of them; found before any data is touched, by every process alike."""
 
     exit_code = 2
+    shared = True
 
 
 class DataError(UserError):
@@ -49,7 +55,8 @@ def run_command(main: Callable[[], int | None], program: str) -> None:
     try:
         code = main() or 0
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        if not error.shared or os.environ.get("RANK", "0") == "0":
+            print(f"{program}: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: stopped by Ctrl-C", file=sys.stderr, flush=True)

@@ -13,14 +13,13 @@ _CROP_STREAM = 0x63726F70  # "crop"
 
 @dataclass(frozen=True)
 class Windows:
-    """What the graph is fed for a batch of B samples: windows relative to the image, and whether each is mirrored.
+    """The window of each of B samples, relative to its image: float32 (B, 2), (y, x) in 0 … 1.
 
-    `start` and `end` are float32 (B, 2), (y, x) in 0 … 1; `mirror` is int32 (B,), 0 or 1.
+    A window that ends left of where it starts is mirrored.
     """
 
     start: np.ndarray
     end: np.ndarray
-    mirror: np.ndarray
 
 
 def random_crops(seed: int, epochs: np.ndarray, records: np.ndarray, resize: int, crop: int) -> Windows:
@@ -39,17 +38,16 @@ def random_crops(seed: int, epochs: np.ndarray, records: np.ndarray, resize: int
     bits = counter.hashes(seed, _CROP_STREAM, epochs, records)
     places = resize - crop + 1
     corner = np.stack([counter.integers(counter.hashes(0, bits, axis), places) for axis in (0, 1)], axis=1)
-    mirror = counter.integers(counter.hashes(0, bits, 2), 2).astype(np.int32)
-    return _windows(corner, resize, crop, mirror)
+    windows = _windows(corner, resize, crop)
+    mirrored = counter.integers(counter.hashes(0, bits, 2), 2).astype(bool)
+    windows.start[mirrored, 1], windows.end[mirrored, 1] = windows.end[mirrored, 1], windows.start[mirrored, 1]
+    return windows
 
 
 def centre_crops(batch: int, resize: int, crop: int) -> Windows:
     """Return the central `crop`² window of the image warped to `resize`² for `batch` samples, unmirrored."""
-    corner = np.full((batch, 2), (resize - crop) // 2, dtype=np.int64)
-    return _windows(corner, resize, crop, np.zeros(batch, dtype=np.int32))
+    return _windows(np.full((batch, 2), (resize - crop) // 2, dtype=np.int64), resize, crop)
 
 
-def _windows(corner: np.ndarray, resize: int, crop: int, mirror: np.ndarray) -> Windows:
-    start = (corner / resize).astype(np.float32)
-    end = ((corner + crop) / resize).astype(np.float32)
-    return Windows(start, end, mirror)
+def _windows(corner: np.ndarray, resize: int, crop: int) -> Windows:
+    return Windows((corner / resize).astype(np.float32), ((corner + crop) / resize).astype(np.float32))

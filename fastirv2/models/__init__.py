@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from torch import nn
 
 from fastirv2.errors import UsageError, nearest
 from fastirv2.models.paper import Paper
 from fastirv2.models.slim import Slim
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"paper": Paper, "slim": Slim}
 SMALLEST_INPUT = 75  # pixels a side: below it a reduction has nothing left to reduce
+ARCHITECTURES: dict[str, type[nn.Module]] = {"paper": Paper, "slim": Slim}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    arch: Literal["paper", "slim"] = "paper"
+    """The network of the paper (paper), or TensorFlow-slim's, which public weights are for (slim)."""
+    classes: int = 0
+    """Outputs of the last layer; 0: as many as the training data has classes."""
+    dropout: float = 0.2
+    """Probability of dropping a feature before the last layer."""
+
+    def __post_init__(self) -> None:
+        if self.classes < 0 or not 0 <= self.dropout < 1:
+            raise UsageError(
+                f"model: classes must not be negative and dropout must lie in [0, 1); got {self.classes}, {self.dropout}"
+            )
 
 
 def create(arch: str, num_classes: int = 1000, dropout: float = 0.2) -> nn.Module:

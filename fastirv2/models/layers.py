@@ -46,6 +46,15 @@ class Concat(nn.Module):
         return torch.cat([branch(x) for branch in self.children()], dim=1)
 
 
+class Classifier(nn.Linear):
+    """The last layer, always in its weight's own precision: bf16 logits tie, and ties make the error a matter of luck."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features (N, in_features) to logits (N, out_features)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 def scaled_sum(x: torch.Tensor, residual: torch.Tensor, scale: float, *, relu: bool = True) -> torch.Tensor:
     """Return x + scale · residual, then ReLU (arXiv 1602.07261, section 3.3 and figure 20)."""
     y = torch.add(x, residual, alpha=scale)

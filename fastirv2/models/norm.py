@@ -82,7 +82,7 @@ class _SharedBatchNorm(torch.autograd.Function):
         sums = torch.stack([dy_parts.sum((1, 3, 4)), (dy_parts * normalised).sum((1, 3, 4))])
         d_bias, d_weight = sums.sum(1).unbind(0)
         if ctx.statistics.group is not None:
-            sums = collectives.all_reduce(sums, "sum", ctx.statistics.group)
+            sums = collectives.wait_tensor(collectives.all_reduce(sums, "sum", ctx.statistics.group))
         mean_dy, mean_dy_normalised = (sums / ctx.count).unbind(0)
         dx = _spread(weight * invstd) * (dy_parts - _spread(mean_dy) - normalised * _spread(mean_dy_normalised))
         return dx.to(x.dtype).flatten(0, 1), d_weight, d_bias, None, None
@@ -96,7 +96,7 @@ def _spread(statistic: torch.Tensor) -> torch.Tensor:
 def _combine(mean: torch.Tensor, var: torch.Tensor, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine the ranks' means and biased variances (1, C) of equally many images, without cancellation (Chan et al. 1979)."""
     gathered = collectives.all_gather_tensor(torch.stack([mean, var], dim=1), 0, group)
-    means, variances = gathered.unbind(1)
+    means, variances = collectives.wait_tensor(gathered).unbind(1)
     mean = means.mean(0, keepdim=True)
     return mean, (variances + (means - mean).square()).mean(0, keepdim=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastirv2.models.layers import Concat, ConvNorm, initialise, scaled_sum
+from fastirv2.models.layers import Classifier, Concat, ConvNorm, initialise, scaled_sum
 
 SCALE = 0.1  # section 3.3: 0.1 to 0.3; without it networks of more than 1000 filters "died"
 
@@ -106,7 +106,7 @@ class Paper(nn.Module):
         self.reduction_b = reduction_b()
         self.block_c = nn.Sequential(*(block_c() for _ in range(5)))
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(2048, num_classes)
+        self.classifier = Classifier(2048, num_classes)
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

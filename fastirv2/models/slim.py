@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from fastirv2.models.layers import Concat, ConvNorm, initialise, scaled_sum
+from fastirv2.models.layers import Classifier, Concat, ConvNorm, initialise, scaled_sum
 
 Conv = partial(ConvNorm, eps=1e-3)
 
@@ -104,7 +104,7 @@ class Slim(nn.Module):
         self.block8 = block8(1.0, relu=False)
         self.conv2d_7b = Conv(2080, 1536)
         self.dropout = nn.Dropout(dropout)
-        self.classif = nn.Linear(1536, num_classes)
+        self.classif = Classifier(1536, num_classes)
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ class Operation:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, BatchNorm2d) or super().is_leaf_module(module, name)
+        return isinstance(module, (BatchNorm2d, nn.Linear)) or super().is_leaf_module(module, name)
 
 
 def _pair(value):

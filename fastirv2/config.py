@@ -1,0 +1,189 @@
+"""A run's configuration: a recipe's values, the command line's over them, and the form that is written into the run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import tomli_w
+import tyro
+
+from fastirv2.data.loader import InputConfig
+from fastirv2.errors import UsageError, nearest
+from fastirv2.models import SMALLEST_INPUT, ModelConfig
+from fastirv2.report.metrics import LogConfig
+from fastirv2.training.checkpoint import CheckpointConfig
+from fastirv2.training.optim import OptimizerConfig
+from fastirv2.training.plan import TrainConfig
+from fastirv2.training.schedule import ScheduleConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = Path(__file__).parent / "recipes"
+
+# What may differ when a run goes on: it changes neither the batches nor the steps nor what is learned from them.
+FREE = ("recipe", "train", "val", "out", "train.batch", "train.device", "train.stop_after", "input.threads", "input.prefetch")
+FREE_SECTIONS = ("checkpoint", "log")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that describes a run, besides where its data and its results are."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.input.crop < SMALLEST_INPUT:
+            raise UsageError(f"--input.crop {self.input.crop} is too small for this network; it needs {SMALLEST_INPUT} pixels")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train Inception-ResNet-v2 by a recipe. Start it with torchrun for several GPUs."""
+
+    recipe: str = ""
+    """Name of a recipe (see --recipes), or a TOML file of your own."""
+    train_path: Annotated[str, tyro.conf.arg(name="train", metavar="PATH")] = ""
+    """Training set: an LMDB folder, a folder of class folders, or a list of "path label" lines."""
+    val_path: Annotated[str, tyro.conf.arg(name="val", metavar="PATH")] = ""
+    """Validation set, in any of these forms."""
+    out: Annotated[str, tyro.conf.arg(metavar="RUN")] = ""
+    """Folder of the run; the same command on the same folder goes on where it stopped."""
+    fresh: bool = False
+    """Move an existing RUN aside to RUN.1, RUN.2, … and begin anew; nothing is deleted."""
+    recipes: bool = False
+    """List the recipes and end."""
+    print_config: bool = False
+    """Print the configuration and end."""
+    dry_run: bool = False
+    """Check options and data, say what would be done, and end."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def parse(arguments: Sequence[str], *, silent: bool) -> Options:
+    """Read the command line; `silent` for the ranks that say nothing. Help and usage errors end the process.
+
+    Raises:
+        UsageError: there is no such recipe or option, or a value is out of bounds.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="")
+    recipe = first.parse_known_args(arguments)[0].recipe
+    default = Options(config=read_recipe(recipe)[0] if recipe else Config())
+    command = tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(Options)
+    with contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext():
+        options, unknown = tyro.cli(
+            command,
+            prog="fastirv2.train",
+            description=Options.__doc__,
+            args=list(arguments),
+            default=default,
+            return_unknown_args=True,
+            console_outputs=not silent,
+        )
+    if unknown:
+        name = unknown[0].split("=")[0]
+        raise UsageError(f"there is no option {name}{nearest(name, _option_names())}")
+    return options
+
+
+def _option_names() -> list[str]:
+    sections = [f"--{s.name}.{f.name}" for s in fields(Config) for f in fields(s.default_factory)]  # type: ignore[arg-type]
+    own = ["--recipe", "--train", "--val", "--out", "--fresh", "--recipes", "--print-config", "--dry-run", "--help"]
+    return [name.replace("_", "-") for name in sections] + own
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the program."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def read_recipe(name: str) -> tuple[Config, dict[str, str]]:
+    """Read a recipe by its name or file: the configuration, and what it says of itself ("about", "published").
+
+    Raises:
+        UsageError: there is no such recipe, or it holds a section, name or value that makes no sense.
+    """
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        raise UsageError(f"there is no recipe '{name}'{nearest(name, recipe_names())}")
+    content = read_toml(path)
+    texts = {key: content.pop(key) for key in ("about", "published") if key in content}
+    return _filled(Config(), content, str(path)), texts
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file, raising UsageError when it is none."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as TOML: {error}") from error
+
+
+def _filled(config: Any, values: dict[str, Any], where: str) -> Any:
+    """Return the dataclass with a table's values put in, refusing names and types that do not fit."""
+    hints = get_type_hints(type(config), include_extras=False)
+    changes = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UsageError(f"{where}: there is no '{name}' here{nearest(name, hints)}")
+        default = getattr(config, name)
+        if is_dataclass(default):
+            if not isinstance(value, dict):
+                raise UsageError(f"{where}: '{name}' is a section, [{name}]")
+            changes[name] = _filled(default, value, f"{where} [{name}]")
+        else:
+            changes[name] = _checked(value, hints[name], f"{where}: {name}")
+    return replace(config, **changes)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    choices = get_args(hint) if get_origin(hint) is not None else ()
+    if choices:
+        if value not in choices:
+            raise UsageError(f"{where} is {value!r}{nearest(str(value), choices)}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UsageError(f"{where} is {value!r}, but a value of type {hint.__name__} is needed")
+    return value
+
+
+def as_table(config: Config) -> dict[str, Any]:
+    """Return the configuration as nested plain values, in the form of a recipe."""
+    return asdict(config)
+
+
+def to_toml(table: dict[str, Any]) -> str:
+    """Return nested plain values as TOML."""
+    return tomli_w.dumps(table)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """List what differs between two resolved configurations and must not when a run goes on: "name: before → now"."""
+    old, new = _flat(before), _flat(now)
+    names = [n for n in {**old, **new} if n not in FREE and n.split(".")[0] not in FREE_SECTIONS]
+    return [f"{n}: {old.get(n, 'unset')} → {new.get(n, 'unset')}" for n in names if old.get(n) != new.get(n)]
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return flat

@@ -1,0 +1,75 @@
+"""What a run says while it goes: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from fastirv2.report.metrics import Line
+
+
+class Console:
+    """Speaks for rank 0; silent on the other ranks."""
+
+    def __init__(self, *, first: bool) -> None:
+        self._rich = RichConsole(quiet=not first, highlight=False, soft_wrap=True)
+        self._errors = RichConsole(quiet=not first, highlight=False, soft_wrap=True, stderr=True)
+        self._live: Progress | None = None
+        self._total = self._epochs = 0
+        self._begun = (0, time.monotonic())
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._rich.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Print a line on stderr."""
+        self._errors.print(f"warning: {text}", markup=False)
+
+    def begin(self, step: int, total_steps: int, epochs: int) -> None:
+        """Start reporting after `step` of `total_steps`."""
+        self._total, self._epochs, self._begun = total_steps, epochs, (step, time.monotonic())
+        if self._rich.is_terminal and sys.stdout.isatty():
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TextColumn("{task.fields[text]}"))
+            self._live = Progress(*columns, console=self._rich, expand=True)
+            self._live.add_task("train", total=total_steps, completed=step, text="first batch …")
+            self._live.start()
+
+    def advance(self, step: int) -> None:
+        """Show that `step` is done; costs nothing where there is no terminal."""
+        if self._live:
+            self._live.update(self._live.task_ids[0], completed=step)
+
+    def train(self, line: Line) -> None:
+        """Report a line of kind "train"."""
+        text = (
+            f"loss {line['loss']:.4f}  error {line['top1_error']:.1f} / {line['top5_error']:.1f} %  "
+            f"{line['images_per_second']:,.0f} images/s  wait {100 * line['data_wait_share']:.0f} %  lr {line['lr']:.5f}  "
+            f"{line['memory_bytes'] / 2**30:.1f} GiB  {self._left(line['step'])} left"
+        )
+        if self._live:
+            self._live.update(self._live.task_ids[0], completed=line["step"], text=text)
+        else:
+            self.say(f"epoch {line['epoch']}/{self._epochs}  step {line['step']}/{self._total}  {text}")
+
+    def validation(self, line: Line, *, best: bool) -> None:
+        """Report a line of kind "val"."""
+        self.say(
+            f" * epoch {line['epoch']}/{self._epochs} validated on {line['images']:,} images: top-1 error "
+            f"{line['top1_error']:.3f} %, top-5 error {line['top5_error']:.3f} %, loss {line['loss']:.4f}"
+            f"{', the best so far' if best else ''}"
+        )
+
+    def end(self) -> None:
+        """Stop the live line."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def _left(self, step: int) -> str:
+        first, since = self._begun
+        seconds = (time.monotonic() - since) / max(step - first, 1) * (self._total - step)
+        return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{int(seconds % 60):02}"

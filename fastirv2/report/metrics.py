@@ -1,0 +1,112 @@
+"""What a run measured: metrics.jsonl, a line a measurement, and summary.csv, a row an epoch, made from it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastirv2.errors import DataError, UsageError
+
+Line = dict[str, Any]
+COLUMNS = (
+    "epoch", "step", "lr", "train_loss", "train_top1_error", "train_top5_error", "val_loss", "val_top1_error",
+    "val_top5_error", "images_per_second", "data_wait_share",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """How often a run reports."""
+
+    every: int = 20
+    """Steps between two lines; one more comes at each epoch's end."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UsageError(f"--log.every {self.every} must be at least 1")
+
+
+def rates(sums: Iterable[float]) -> Line:
+    """Turn sums of loss, top-1 correct, top-5 correct and images into mean loss and errors in percent."""
+    loss, top1, top5, images = sums
+    return {"loss": loss / images, "top1_error": 100 * (1 - top1 / images), "top5_error": 100 * (1 - top5 / images)}
+
+
+class Metrics:
+    """The file metrics.jsonl of a run; every line is whole and on its way to the disk before the run goes on."""
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / "metrics.jsonl"
+
+    def add(self, line: Line) -> None:
+        """Append a line; raises DataError when the disk is full."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            reason = f"{self.path} cannot be written: {error.strerror}"
+            raise DataError(f"{reason}; make room and give the same command again") from error
+
+    def cut(self, step: int) -> None:
+        """Drop what was written after `step`: the run goes on from there and will write it again."""
+        lines = [line for line in read_metrics(self.path) if line["step"] <= step]
+        _replace(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """Return the lines of a metrics.jsonl; a last line cut by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:  # only a line that was being written when the process was killed
+            continue
+    return lines
+
+
+def epochs(lines: list[Line]) -> list[Line]:
+    """Return a row an epoch, with the columns `COLUMNS`: training averaged over the epoch's images, and its validation."""
+    rows = []
+    for val in (line for line in lines if line["kind"] == "val"):
+        train = [line for line in lines if line["kind"] == "train" and line["epoch"] == val["epoch"]]
+        images = sum(line["images"] for line in train)
+        seconds = sum(line["images"] / line["images_per_second"] for line in train)
+        row: Line = {"epoch": val["epoch"], "step": val["step"], "lr": train[-1]["lr"] if train else None}
+        for name in ("loss", "top1_error", "top5_error"):
+            row[f"train_{name}"] = sum(line[name] * line["images"] for line in train) / images if train else None
+            row[f"val_{name}"] = val[name]
+        row["images_per_second"] = images / seconds if train else None
+        row["data_wait_share"] = max((line["data_wait_share"] for line in train), default=None)
+        rows.append(row)
+    return rows
+
+
+def write_summary(run: Path) -> None:
+    """Write summary.csv from metrics.jsonl."""
+    rows = epochs(read_metrics(run / "metrics.jsonl"))
+    aside = run / "summary.csv.partial"
+    with aside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({name: _rounded(row[name]) for name in COLUMNS} for row in rows)
+    aside.rename(run / "summary.csv")
+
+
+def _rounded(value: float | None) -> float | str | None:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_suffix(".partial")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)

@@ -1,0 +1,148 @@
+"""The processes of a run: who they are, how they reduce, and how they agree to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from fastirv2.errors import UsageError, UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that torchrun started; a plain `python -m` is rank 0 of 1."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+
+def join(device: str) -> Process:
+    """Read torchrun's environment, choose this rank's device ("auto", "cpu" or "cuda") and set up the process group.
+
+    Raises:
+        UsageError: "cuda" without a GPU, or more ranks on this host than GPUs.
+    """
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    world, local_world = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--train.device cuda: torch sees no NVIDIA GPU here; use --train.device cpu, or auto")
+    gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
+    if gpus and local_world > gpus:
+        raise UsageError(f"{local_world} ranks on a host with {gpus} GPUs; use --nproc-per-node {gpus}, or --train.device cpu")
+    if gpus:
+        torch.cuda.set_device(local_rank)
+    else:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    here = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    if world > 1:
+        dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(minutes=30), device_id=here if gpus else None)
+    return Process(rank, world, local_rank, local_world, here)
+
+
+def leave() -> None:
+    """Take the process group down, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def neighbours(process: Process, size: int) -> dist.ProcessGroup | None:
+    """Return the group of the `size` neighbouring ranks that this one is in, or None for a group of one."""
+    if size == 1:
+        return None
+    groups = [dist.new_group(range(first, first + size)) for first in range(0, process.world, size)]
+    return groups[process.rank // size]
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over all ranks, in place; alone, it is the sum already."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def same_on_all(value: object) -> object:
+    """Return rank 0's `value` (something picklable) on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def together(work: Callable[[], T]) -> T:
+    """Run `work` on every rank; a `UserError` of any rank ends all of them with the first one's sentence, said once."""
+    result, error = None, None
+    try:
+        result = work()
+    except UserError as raised:
+        error = raised
+    if not dist.is_initialized():
+        if error:
+            raise error
+        return cast(T, result)
+    errors: list[UserError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    for rank, found in enumerate(errors):
+        if found is not None:
+            found.args = (f"{found} (rank {rank})" if rank else str(found),)
+            found.shared = True
+            raise found
+    return cast(T, result)
+
+
+class Agreement:
+    """Ctrl-C, SIGTERM and SIGUSR1, and rank 0's wish for a checkpoint, agreed upon by all ranks at the same step.
+
+    The flags travel in an asynchronous all-reduce that is read one step later, so that no step waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._sent: tuple[dist.Work, torch.Tensor] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def reach(self, *, checkpoint: bool) -> tuple[int, bool]:
+        """Return the signal that some rank had received (0: none) and whether rank 0 wants a checkpoint; once every step."""
+        if self._group is None:
+            return self._received, checkpoint
+        received, wanted = self._read()
+        flags = torch.tensor([self._received, int(checkpoint)])
+        self._sent = (dist.all_reduce(flags, dist.ReduceOp.MAX, self._group, async_op=True), flags)
+        return received, bool(wanted)
+
+    def _read(self) -> tuple[int, int]:
+        if self._sent is None:
+            return 0, 0
+        work, flags = self._sent
+        work.wait()
+        self._sent = None
+        return int(flags[0]), int(flags[1])
+
+    def close(self) -> None:
+        """Wait for what is still under way."""
+        self._read()

@@ -1,0 +1,130 @@
+"""One optimizer step and one validation, with counts that stay on the device until they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastirv2.errors import UsageError
+from fastirv2.training.distributed import Process, sum_over_ranks
+from fastirv2.training.plan import Amp
+
+Batch = tuple[torch.Tensor, torch.Tensor, int]  # images uint8 (B, 3, H, W) channels last, labels int64 (B,), how many count
+
+
+def choose_precision(amp: Amp, device: torch.device) -> Amp:
+    """Resolve "auto" and set the device's TF32 switches for the precision chosen.
+
+    "auto" is bf16 autocast where the device computes in it (a GPU since Ampere, a CPU with AVX-512 BF16 or AMX), else fp32.
+    TF32 is off in all but "tf32": fp32 means IEEE single precision.
+
+    Raises:
+        UsageError: "tf32" without a GPU.
+    """
+    if amp == "auto":
+        amp = "bf16" if _has_bf16(device) else "fp32"
+    if amp == "tf32" and device.type != "cuda":
+        raise UsageError("--train.amp tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp == "tf32"
+    torch.backends.cudnn.benchmark = True  # shapes never change within a run, so the search pays once
+    return amp
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+class Counts:
+    """Sums over images: loss, top-1 and top-5 correct, images; float64 (4,) on the device, so counts stay exact integers."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        """Add a batch: logits (B, C), labels int64 (B,), losses (B,); `mask` bool (B,) leaves padding out.
+
+        A sample is right within the first k when fewer than k other classes are not below its own; ties and NaN are errors.
+        """
+        own = logits.gather(1, labels[:, None])
+        others = (~(logits < own)).sum(1) - 1
+        rows = torch.stack([losses.double(), others < 1, others < 5, torch.ones_like(labels)]).double()
+        self.sums += (rows if mask is None else torch.where(mask, rows, 0)).sum(1)
+
+    def add_sums(self, sums: torch.Tensor) -> None:
+        """Add sums that `take` returned."""
+        self.sums += sums.to(self.sums.device)
+
+    def take(self) -> torch.Tensor:
+        """Return the sums over all ranks, float64 (4,) on the CPU, and begin again at zero. Every rank calls this."""
+        total = sum_over_ranks(self.sums.clone()).cpu()  # a CPU–GPU sync point
+        self.sums.zero_()
+        return total
+
+
+class Engine:
+    """Holds the network as it runs: channels last, in its precision, its gradients averaged over the ranks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        process: Process,
+        *,
+        amp: Amp,
+        accumulation: int,
+        normalise: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
+    ) -> None:
+        self.device = process.device
+        self.dtype = torch.float64 if amp == "fp64" else torch.float32
+        self.model = model.to(self.device, self.dtype, memory_format=torch.channels_last)
+        self.amp = amp
+        self.accumulation = accumulation
+        self.normalise = normalise
+        self.train_counts = Counts(self.device)
+        self.parallel = self.model if process.world == 1 else _data_parallel(self.model, process)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context that forward passes run in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16")
+
+    def step(self, batches: Iterator[Batch], optimizer: torch.optim.Optimizer) -> None:
+        """Take one optimizer step over `accumulation` batches of this rank; the gradient is that of the global batch's mean."""
+        for part in range(self.accumulation):
+            images, labels, _ = next(batches)
+            last = part == self.accumulation - 1
+            with nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
+                with self.autocast():
+                    logits = self.parallel(self.normalise(images, self.dtype))
+                losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+                (losses.mean() / self.accumulation).backward()
+            self.train_counts.add(logits, labels, losses)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    @torch.inference_mode()
+    def validate(self, batches: Iterator[Batch], steps: int) -> torch.Tensor:
+        """Run `steps` batches of every rank; return loss, top-1 and top-5 correct, images, summed over all ranks and images."""
+        self.model.eval()
+        counts = Counts(self.device)
+        for _ in range(steps):
+            images, labels, valid = next(batches)
+            with self.autocast():
+                logits = self.model(self.normalise(images, self.dtype))
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+            counts.add(logits, labels, losses, torch.arange(len(labels), device=self.device) < valid)
+        self.model.train()
+        return counts.take()
+
+
+def _data_parallel(model: nn.Module, process: Process) -> DistributedDataParallel:
+    """Wrap the model; gradients live in the buckets, and running statistics are ours to average, not broadcast every step."""
+    devices = [process.device] if process.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+

@@ -1,0 +1,138 @@
+"""How a global batch is divided: ranks, passes of a rank, and the images that normalisation statistics span."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastirv2.errors import UsageError
+
+LARGEST_DEFAULT_BATCH = 256  # images in one pass of a device unless --train.batch says otherwise
+
+SyncBN = Literal["auto", "on", "off", "local"]
+Amp = Literal["auto", "bf16", "tf32", "fp32", "fp64"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How much is trained, in which precision, and how the work is divided."""
+
+    epochs: int = 90
+    """Passes over the training set."""
+    global_batch: int = 64
+    """Images an optimizer step, over all ranks and passes."""
+    batch: int = 0
+    """Images that a device holds in one pass; 0: all of its share that fits the rest, at most 256."""
+    bn_batch: int = 32
+    """Images that batch-normalisation statistics are taken over, whatever the number of devices; 0: a device's own pass."""
+    sync_bn: SyncBN = "auto"
+    """Statistics over bn-batch images (auto), over all ranks (on), or over each rank's own pass: with running statistics
+    averaged over the ranks (local), or those of rank 0 (off)."""
+    amp: Amp = "auto"
+    """Precision: bf16 autocast, tf32 or fp32 or fp64 throughout; auto: bf16 where the device computes in it, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU for each rank if there are any, else the CPU."""
+    seed: int = 0
+    """Seed of the weights, of the order of the records, and of all that is random about them."""
+    stop_after: int = 0
+    """Stop with a checkpoint after this step, as if interrupted; 0: at the end."""
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.global_batch) < 1 or min(self.batch, self.bn_batch, self.stop_after, self.seed) < 0:
+            raise UsageError(
+                "train: epochs and global-batch must be positive, batch, bn-batch, seed and stop-after not negative; got "
+                f"{self.epochs}, {self.global_batch}, {self.batch}, {self.bn_batch}, {self.seed}, {self.stop_after}"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who computes what in one optimizer step."""
+
+    global_batch: int  # images an optimizer step
+    world: int  # ranks
+    batch: int  # images of one pass of one rank
+    accumulation: int  # passes of a rank in a step
+    bn_ranks: int  # neighbouring ranks that share normalisation statistics
+    bn_splits: int  # parts of a rank's pass that are normalised each on its own
+    count: int  # training records
+    epochs: int
+
+    def last_step(self, epoch: int) -> int:
+        """Return the step that ends `epoch`, both counted from 1: ⌈epoch · count / global_batch⌉."""
+        return -(-epoch * self.count // self.global_batch)
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch, from 1, that `step`, from 1, is counted to."""
+        return (step - 1) * self.global_batch // self.count + 1
+
+    def ended_by(self, step: int) -> int:
+        """Return the epoch that ends with `step` (the last of them where a step spans several), or 0."""
+        epoch = min(step * self.global_batch // self.count, self.epochs)
+        return epoch if epoch and self.last_step(epoch) == step else 0
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.last_step(self.epochs)
+
+    @property
+    def bn_images(self) -> int:
+        """Images that one set of normalisation statistics is taken over."""
+        return self.batch * self.bn_ranks // self.bn_splits
+
+
+def make_plan(*, global_batch: int, world: int, batch: int, bn_batch: int, sync_bn: SyncBN, count: int, epochs: int) -> Plan:
+    """Divide a global batch among ranks and passes.
+
+    Args:
+        global_batch: images an optimizer step.
+        world: number of ranks.
+        batch: images of one pass of a rank; 0 takes the largest that fits the rest, at most 256.
+        bn_batch: images that normalisation statistics are taken over with sync_bn "auto"; 0: each rank's own pass.
+        sync_bn: "auto" as `bn_batch` says, "on" over all ranks, "off" and "local" each rank over its own pass.
+        count: training records.
+        epochs: epochs of the run.
+
+    Raises:
+        UsageError: the ranks do not divide the global batch, the passes do not divide a rank's share, or `bn_batch` cannot
+            be met; the sentence names numbers that would do.
+    """
+    if global_batch % world:
+        below, above = global_batch // world * world, -(-global_batch // world) * world
+        near = f"{below} or {above}" if below else f"{above}"
+        raise UsageError(
+            f"{world} ranks do not divide a global batch of {global_batch} images; --train.global-batch {near} would do"
+        )
+    share = global_batch // world
+    divisors = [d for d in range(share, 0, -1) if share % d == 0]
+    fitting = [d for d in divisors if sync_bn != "auto" or _bn_shape(d, world, bn_batch)]
+    if batch and batch not in divisors:
+        raise UsageError(
+            f"--train.batch {batch} does not divide the {share} images that each of {world} ranks has of a global batch of "
+            f"{global_batch}; one of {_listed(fitting or divisors)} would do"
+        )
+    if not fitting or (batch and batch not in fitting):
+        hint = f"--train.batch {_listed(fitting)} would do" if fitting else "use other ranks, or --train.sync-bn local"
+        raise UsageError(
+            f"normalisation over {bn_batch} images cannot be met by {world} ranks with passes of {batch or share} images; "
+            f"{hint}"
+        )
+    chosen = batch or next((d for d in fitting if d <= LARGEST_DEFAULT_BATCH), fitting[-1])
+    ranks, splits = {"auto": _bn_shape(chosen, world, bn_batch), "on": (world, 1)}.get(sync_bn) or (1, 1)
+    return Plan(global_batch, world, chosen, share // chosen, ranks, splits, count, epochs)
+
+
+def _bn_shape(batch: int, world: int, bn_batch: int) -> tuple[int, int] | None:
+    """Return (ranks, splits) that take statistics over `bn_batch` images with passes of `batch`, or None."""
+    if not bn_batch:
+        return 1, 1
+    if batch % bn_batch == 0:
+        return 1, batch // bn_batch
+    if bn_batch % batch == 0 and world % (bn_batch // batch) == 0:
+        return bn_batch // batch, 1
+    return None
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(str(n) for n in numbers[:8])
