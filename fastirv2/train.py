@@ -249,8 +249,8 @@ def list_recipes() -> None:
         config, texts = read_recipe(name)
         settings = config.train
         print(f"{name:10} {texts.get('about', '')}")
-        sizes = f"{settings.epochs} epochs, batch {settings.global_batch}, normalised over {settings.bn_batch or 'its own'} images"
-        print(f"{'':10} {config.model.arch} network, {sizes}")
+        sizes = f"batches of {settings.global_batch}, normalised over {settings.bn_batch or 'a device'}"
+        print(f"{'':10} {config.model.arch} network, {settings.epochs} epochs, {sizes}")
         print(f"{'':10} published: {texts.get('published', 'none')}")
 
 

@@ -39,7 +39,8 @@ def plot(runs: list[Path], out: Path) -> None:
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(fontsize=8)
-    axes[3].set_yscale("log" if all(_positive(line) for line in axes[3].lines) else "linear")
+    for axis in axes[2:]:  # a loss can begin thousands of times above its end, a rate ends far below its beginning
+        axis.set_yscale("log" if all(_positive(line) for line in axis.lines) else "linear")
     try:
         figure.savefig(out, dpi=110)
     except (OSError, ValueError) as error:

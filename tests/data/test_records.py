@@ -1,0 +1,127 @@
+"""Records of every form, and what is said when one cannot be used."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fastirv2.data.records import FileRecords, LmdbRecords, check_classes, open_records
+from fastirv2.errors import DataError
+
+
+def contents(records):
+    return sorted((bytes(data), label) for data, label in (records[i] for i in range(len(records))))
+
+
+def test_all_forms_hold_the_same_images_and_labels(images, lmdb_folder, file_list):
+    forms = [open_records(path) for path in (images, lmdb_folder, file_list)]
+    assert [type(form) for form in forms] == [FileRecords, LmdbRecords, FileRecords]
+    assert [len(form) for form in forms] == [23, 23, 23]
+    assert contents(forms[0]) == contents(forms[1]) == contents(forms[2])
+    assert forms[0].classes == forms[1].classes == ["cat", "dog"]
+    assert forms[0].labels.tolist() == [0] * 13 + [1] * 10
+
+
+def test_an_lmdb_record_is_a_view_of_the_map_and_no_copy(lmdb_folder):
+    records = open_records(lmdb_folder)
+    view, _ = records[3]
+    assert isinstance(view, memoryview)
+    assert view.obj is records._map
+    fed = records.feed(np.array([3, 4]))
+    assert bytes(fed[0]) == bytes(view)
+    assert not fed[0].flags.owndata
+    assert np.shares_memory(fed[0], np.frombuffer(records._map, np.uint8))
+
+
+def test_files_are_fed_as_paths(images):
+    records = open_records(images)
+    assert bytes(records.feed(np.array([0]))[0]).decode() == f"{images}/cat/00.jpg"
+    assert records.where(0) == f"{images}/cat/00.jpg"
+
+
+def test_the_digest_is_that_of_the_data_and_not_of_its_place(images, lmdb_folder, tmp_path):
+    for path in (images, lmdb_folder):
+        copy = tmp_path / path.name
+        shutil.copytree(path, copy)
+        assert open_records(copy).digest == open_records(path).digest
+    (tmp_path / "images/cat/00.jpg").write_bytes(b"other")
+    assert open_records(tmp_path / "images").digest != open_records(images).digest
+
+
+@pytest.fixture
+def copy(lmdb_folder, tmp_path):
+    return shutil.copytree(lmdb_folder, tmp_path / "copy")
+
+
+def refusal(path):
+    with pytest.raises(DataError) as error:
+        open_records(path)
+    assert error.value.exit_code == 65
+    return str(error.value)
+
+
+def test_a_path_with_nothing(tmp_path):
+    assert refusal(tmp_path / "none") == f"{tmp_path}/none does not exist"
+
+
+def test_an_empty_folder(tmp_path):
+    assert f"{tmp_path} holds no images" in refusal(tmp_path)
+
+
+def test_a_truncated_lmdb(copy):
+    size = (copy / "data.mdb").stat().st_size
+    with (copy / "data.mdb").open("r+b") as file:
+        file.truncate(size // 2)
+    assert str(copy / "data.mdb") in refusal(copy)
+
+
+def test_an_unfinished_build(copy):
+    partial = copy.rename(copy.with_name("out.partial"))
+    (partial / "dataset.json").unlink()
+    assert "unfinished build" in refusal(partial)
+    assert f"{partial} is an unfinished build" in refusal(copy.with_name("out"))
+
+
+def test_an_lmdb_of_somebody_else(copy):
+    (copy / "dataset.json").unlink()
+    assert "was not made by fastirv2-build-lmdb" in refusal(copy)
+
+
+def test_another_format(copy):
+    about = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps({**about, "format_version": 2}))
+    assert "is of format 2, this program reads format 1" in refusal(copy)
+
+
+def test_a_dataset_json_that_makes_no_sense(copy):
+    (copy / "dataset.json").write_text("{")
+    assert "dataset.json cannot be understood" in refusal(copy)
+
+
+def test_an_index_of_another_copy(copy):
+    np.save(copy / "index.npy", np.load(copy / "index.npy")[:-1])
+    assert "index.npy holds 22 records but dataset.json says 23" in refusal(copy)
+
+
+def test_an_index_that_points_past_the_end(copy):
+    index = np.load(copy / "index.npy")
+    index["offset"][5] += 2**30
+    np.save(copy / "index.npy", index)
+    assert "points past the end of data.mdb" in refusal(copy)
+
+
+def test_labels_beyond_the_classes(copy):
+    about = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps({**about, "classes": ["cat"]}))
+    assert "holds the label 1, but names 1 classes" in refusal(copy)
+
+
+def test_different_classes_are_refused_with_the_first_difference(images, tmp_path):
+    other = shutil.copytree(images, tmp_path / "images")
+    (other / "dog").rename(other / "duck")
+    with pytest.raises(DataError, match="label 1 is 'dog' and 'duck'"):
+        check_classes([open_records(images), open_records(other)])
+    shutil.rmtree(other / "duck")
+    with pytest.raises(DataError, match="2 and 1"):
+        check_classes([open_records(images), open_records(other)])

@@ -1,0 +1,93 @@
+"""Batch normalisation over chosen images equals torch's own over a batch of exactly those images."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastirv2.models.norm import BatchNorm2d, Statistics
+from tests.models.norm_case import case, normalise
+from tests.processes import torchrun
+
+
+def reference(x, dy):
+    return normalise(nn.BatchNorm2d(5).double(), x, dy)
+
+
+def assert_same(ours, theirs, names=("y", "dx", "d_weight", "d_bias", "mean", "var")):
+    for name in names:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-10, atol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory):
+    out = tmp_path_factory.mktemp("norm")
+    done = torchrun(4, "-m", "tests.models.norm_ranks", out)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(4)]
+
+
+def joined(ranks, way):
+    parts = [rank[way] for rank in ranks]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in ("y", "dx")}
+    sums = {name: sum(part[name] for part in parts) for name in ("d_weight", "d_bias")}
+    return {**whole, **sums, "mean": parts[0]["mean"], "var": parts[0]["var"]}
+
+
+def test_over_four_ranks_it_is_torchs_over_the_whole_batch(four_ranks):
+    assert_same(joined(four_ranks, "all"), reference(*case()))
+    assert all(torch.equal(rank["all"]["mean"], four_ranks[0]["all"]["mean"]) for rank in four_ranks)
+
+
+def test_over_pairs_of_ranks_it_is_torchs_over_their_halves(four_ranks):
+    halves = [[t.chunk(2)[i] for t in case()] for i in range(2)]
+    for i, half in enumerate(halves):
+        assert_same(joined(four_ranks[2 * i : 2 * i + 2], "pairs"), reference(*half))
+
+
+def test_averaged_running_statistics_are_the_same_on_all_ranks(four_ranks):
+    means = [rank["pairs"]["mean"] for rank in four_ranks]
+    assert not torch.equal(means[0], means[2])
+    for rank in four_ranks:
+        torch.testing.assert_close(rank["pairs"]["averaged_mean"], (means[0] + means[2]) / 2)
+
+
+def test_parts_of_a_batch_are_normalised_each_on_its_own():
+    x, dy = case()
+    norm = BatchNorm2d(5).double()
+    norm.statistics = Statistics(splits=4)
+    ours = normalise(norm, x, dy)
+    parts = [reference(a, b) for a, b in zip(x.chunk(4), dy.chunk(4), strict=True)]
+    theirs = {name: torch.cat([part[name] for part in parts]) for name in ("y", "dx")}
+    theirs |= {name: sum(part[name] for part in parts) for name in ("d_weight", "d_bias")}
+    theirs |= {name: sum(part[name] for part in parts) / 4 for name in ("mean", "var")}
+    assert_same(ours, theirs)
+
+
+def test_gradients_are_those_of_finite_differences():
+    x = case()[0][:4, :, :2, :2].contiguous()
+    norm = BatchNorm2d(5).double()
+    norm.statistics = Statistics(splits=2)
+    assert torch.autograd.gradcheck(norm, x.requires_grad_())
+
+
+def test_plain_statistics_and_evaluation_are_torchs_to_the_bit():
+    x, dy = case(torch.float32)
+    ours, theirs = BatchNorm2d(5), nn.BatchNorm2d(5)
+    first, second = normalise(ours, x, dy), normalise(theirs, x, dy)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    ours.statistics = Statistics(splits=2)
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_bf16_images_keep_their_type_and_statistics_their_precision():
+    x, dy = case(torch.float32)
+    norm = BatchNorm2d(5)
+    norm.statistics = Statistics(splits=2)
+    ours = normalise(norm, x.bfloat16(), dy.bfloat16())
+    assert ours["y"].dtype == ours["dx"].dtype == torch.bfloat16
+    assert ours["mean"].dtype == torch.float32
+    torch.testing.assert_close(ours["mean"], 0.1 * x.bfloat16().double().mean((0, 2, 3)).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_its_state_is_that_of_torchs_layer():
+    assert BatchNorm2d(3).state_dict().keys() == nn.BatchNorm2d(3).state_dict().keys()

@@ -1,0 +1,143 @@
+"""Checkpoints survive kills and full disks, and run no code when they are read."""
+
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastirv2.errors import DataError
+from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints, read
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def never(_):
+    return False
+
+
+def test_what_was_saved_is_read(checkpoints):
+    path = checkpoints.save({"step": 12, "model": {"w": torch.arange(3)}}, 12, best=True)
+    state = checkpoints.load_latest(pytest.fail)
+    assert path.name == "step-00000012.pt"
+    assert torch.equal(state["model"]["w"], torch.arange(3))
+    assert names(checkpoints) == ["best.pt", "latest.pt", "step-00000012.pt"]
+
+
+def test_links_are_relative_and_follow(checkpoints):
+    checkpoints.save({"step": 1}, 1, best=True)
+    checkpoints.save({"step": 2}, 2, best=False)
+    assert os.readlink(checkpoints.folder / "latest.pt") == "step-00000002.pt"
+    assert os.readlink(checkpoints.folder / "best.pt") == "step-00000001.pt"
+
+
+def test_the_last_the_best_and_those_kept_for_good_stay(checkpoints):
+    for step in range(1, 9):
+        checkpoints.save({"step": step}, step, best=step == 3)
+        checkpoints.prune(2, lambda step: step % 5 == 0)
+    kept = [f"step-{step:08}.pt" for step in (3, 5, 7, 8)]
+    assert names(checkpoints) == ["best.pt", "latest.pt", *kept]
+
+
+def test_nothing_there_is_no_checkpoint(checkpoints):
+    assert checkpoints.load_latest(pytest.fail) is None
+
+
+@pytest.mark.parametrize("left", [0, 100, -1])
+def test_a_cut_checkpoint_is_passed_over_and_said(checkpoints, left):
+    checkpoints.save({"step": 1, "w": torch.zeros(1000)}, 1, best=True)
+    cut = checkpoints.save({"step": 2, "w": torch.ones(1000)}, 2, best=False)
+    cut.write_bytes(cut.read_bytes()[:left])
+    said = []
+    assert checkpoints.load_latest(said.append)["step"] == 1
+    assert len(said) == 1
+    assert str(cut) in said[0]
+    assert said[0].endswith("the one before it is used")
+
+
+def test_when_none_can_be_read_it_is_an_error(checkpoints):
+    checkpoints.save({"step": 1}, 1, best=True).write_bytes(b"")
+    with pytest.raises(DataError, match="none of the 1 checkpoints"):
+        checkpoints.load_latest(lambda _: None)
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("trap",)
+
+
+def test_no_code_in_a_file_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "step": 1, "trap": Trap()}, "trap.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Trap()))
+    for name in ("trap.pt", "plain.pt"):
+        with pytest.raises(DataError, match="cannot be read"):
+            read(tmp_path / name)
+    assert not (tmp_path / "trap").exists()
+
+
+def test_another_file_is_no_checkpoint(tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="is not a checkpoint of this program's format"):
+        read(tmp_path / "other.pt")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(checkpoints):
+    """A file-size limit stands for the full disk: the write fails half way."""
+    checkpoints.save({"step": 1}, 1, best=True)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+        with pytest.raises(DataError, match="cannot be written"):
+            checkpoints.save({"step": 2, "w": torch.zeros(1_000_000)}, 2, best=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert checkpoints.load_latest(pytest.fail)["step"] == 1
+    assert names(checkpoints) == ["best.pt", "latest.pt", "step-00000001.pt"]
+
+
+WRITER = """
+import sys, torch, pathlib
+from fastirv2.training.checkpoint import Checkpoints
+checkpoints, step = Checkpoints(pathlib.Path(sys.argv[1])), 0
+while True:
+    step += 1
+    checkpoints.save({"step": step, "w": torch.full((300_000,), step)}, step, best=True)
+    checkpoints.prune(2, lambda _: False)
+    print(step, flush=True)
+"""
+
+
+def test_a_kill_at_any_instant_leaves_a_whole_checkpoint(checkpoints):
+    for kill_after in (3, 8, 20):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, checkpoints.folder], stdout=subprocess.PIPE, text=True)
+        said = [int(writer.stdout.readline()) for _ in range(kill_after)]
+        writer.kill()
+        said += [int(line) for line in writer.communicate()[0].split()]
+        state = checkpoints.load_latest(pytest.fail)
+        assert state["step"] >= said[-1]
+        assert torch.equal(state["w"], torch.full((300_000,), state["step"]))
+        assert read(checkpoints.folder / "latest.pt")["step"] >= said[-1]
+        for path in checkpoints.folder.iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize("wrong", [{"keep": 0}, {"minutes": -1.0}, {"steps": -1}])
+def test_options_out_of_bounds_are_refused(wrong):
+    from fastirv2.errors import UsageError
+
+    with pytest.raises(UsageError, match="checkpoint: "):
+        CheckpointConfig(**wrong)

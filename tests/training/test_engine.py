@@ -1,0 +1,109 @@
+"""Counts and passes of a step."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastirv2.errors import UsageError
+from fastirv2.training.distributed import Process
+from fastirv2.training.engine import Counts, Engine, choose_precision
+
+CPU = torch.device("cpu")
+ALONE = Process(rank=0, world=1, local_rank=0, local_world=1, device=CPU)
+
+
+def test_counts_are_those_of_topk():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(500, 20), torch.randint(20, (500,))
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    counts = Counts(CPU)
+    counts.add(logits, labels, losses)
+    right = logits.topk(5).indices == labels[:, None]
+    loss, top1, top5, images = counts.take().tolist()
+    assert (top1, top5, images) == (int(right[:, 0].sum()), int(right.sum()), 500)
+    assert loss == pytest.approx(losses.double().sum().item())
+    assert counts.take().tolist() == [0, 0, 0, 0]
+
+
+def test_ties_and_nan_are_errors_and_padding_does_not_count():
+    logits = torch.tensor([[1.0, 1, 0, 0, 0, 0], [float("nan")] * 6, [2, 1, 0, 0, 0, 0], [2, 1, 0, 0, 0, 0]])
+    counts = Counts(CPU)
+    counts.add(logits, torch.zeros(4, dtype=torch.int64), torch.ones(4), torch.tensor([True, True, True, False]))
+    assert counts.take().tolist() == [3, 1, 2, 3]
+
+
+def test_a_padded_loss_that_is_no_number_does_not_spread():
+    counts = Counts(CPU)
+    counts.add(torch.eye(6)[:2], torch.tensor([0, 1]), torch.tensor([0.5, float("nan")]), torch.tensor([True, False]))
+    assert counts.take().tolist() == [0.5, 1, 1, 1]
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 6)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+def batches(parts):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (8, 3, 2, 2), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(6, (8,), generator=generator)
+    pairs = zip(images.chunk(parts), labels.chunk(parts), strict=True)
+    return iter([(some, theirs, len(theirs)) for some, theirs in pairs])
+
+
+def scaled(images, dtype):
+    return images.to(dtype) / 255
+
+
+def test_passes_that_accumulate_are_one_step_over_the_whole_batch():
+    weights = []
+    for parts in (1, 2, 4):
+        torch.manual_seed(0)
+        engine = Engine(Tiny(), ALONE, amp="fp64", accumulation=parts, normalise=scaled)
+        engine.step(batches(parts), torch.optim.SGD(engine.model.parameters(), lr=0.5))
+        weights.append(engine.model.linear.weight.detach())
+        assert engine.train_counts.take()[3] == 8
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=1e-12, atol=1e-12)
+
+
+def test_validation_leaves_the_network_in_training_and_its_weights_alone():
+    engine = Engine(Tiny(), ALONE, amp="fp32", accumulation=1, normalise=scaled)
+    before = engine.model.linear.weight.clone()
+    images, labels, _ = next(batches(1))
+    sums = engine.validate(iter([(images, labels, 8), (images, labels, 3), (images, labels, 0)]), 3)
+    assert sums[3] == 11
+    assert engine.model.training
+    assert torch.equal(engine.model.linear.weight, before)
+
+
+def test_precision_is_chosen_for_the_device():
+    assert choose_precision("fp64", CPU) == "fp64"
+    assert choose_precision("auto", CPU) in ("bf16", "fp32")
+    with pytest.raises(UsageError, match="tf32 needs an NVIDIA GPU"):
+        choose_precision("tf32", CPU)
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_never_waits_for_it():
+    from fastirv2 import models
+    from fastirv2.training.optim import OptimizerConfig, create_optimizer
+
+    device = torch.device("cuda", 0)
+    process = Process(rank=0, world=1, local_rank=0, local_world=1, device=device)
+    engine = Engine(models.create("paper", 16), process, amp="bf16", accumulation=1, normalise=scaled)
+    optimizer = create_optimizer(engine.model, OptimizerConfig())
+    images = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8, device=device)
+    batch = (images.contiguous(memory_format=torch.channels_last), torch.zeros(4, dtype=torch.int64, device=device), 4)
+    engine.step(iter([batch]), optimizer)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            engine.step(iter([batch]), optimizer)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert engine.train_counts.take()[3] == 16
