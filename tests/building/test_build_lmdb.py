@@ -371,6 +371,8 @@ def test_an_existing_lmdb_is_replaced_only_when_asked_and_only_at_the_end(tmp_pa
         built(two, db)
     killed_at("command", "write_dataset", 0, two, db, "--overwrite")
     assert (db / "data.mdb").read_bytes() == before
+    killed_at("pathlib.Path", "rename", 1, two, db, "--overwrite")
+    assert (tmp_path / "db.replaced/data.mdb").read_bytes() == before
     assert len(images(built(two, db, overwrite=True))) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "db"}
 

@@ -25,12 +25,6 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copy")
 
 
-def put(folder, key, value):
-    """Change a record through LMDB itself, and let index.npy follow as far as it can."""
-    with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
-        transaction.put(key, value)
-
-
 def edit_dataset(folder, **fields):
     dataset = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**dataset, **fields}))
@@ -88,6 +82,25 @@ def test_a_flipped_bit_is_found_in_any_record(copy):
                 check(copy)
             edit_bytes(copy / "data.mdb", position, whole[position : position + 1])
     assert check(copy)
+
+
+def test_a_flipped_bit_in_the_page_that_a_record_begins_on_is_found(tmp_path):
+    folder = built(class_folders(tmp_path / "source", {"ant": 3}, width=200, height=150), tmp_path / "db")
+    whole = (folder / "data.mdb").read_bytes()
+    for offset in value_extents(folder)["offset"].tolist():
+        for position in (offset - 16, offset - 16 + 10, offset - 16 + 12):
+            flip(folder / "data.mdb", position)
+            with pytest.raises(DataError, match="damaged at page"):
+                check(folder)
+            edit_bytes(folder / "data.mdb", position, whole[position : position + 1])
+    assert check(folder)
+
+
+def test_a_wrong_key_is_named(copy):
+    key = value_extents(copy)["key_offset"][4]
+    edit_bytes(copy / "data.mdb", int(key), b"0000000x")
+    with pytest.raises(DataError, match="record 4: its key is b'0000000x', not 00000004"):
+        check(copy)
 
 
 def test_a_flipped_bit_in_the_tree_is_found(tmp_path):

@@ -217,6 +217,14 @@ def test_a_resized_image_is_what_antialiasing_at_full_size_gives(size, text):
     assert np.abs(opened(image.data).astype(int) - expected).mean() < 3.5
 
 
+def test_a_turned_image_is_decoded_large_enough_for_both_sides():
+    stored = np.zeros((640, 160, 3), np.uint8)
+    stored[:, np.arange(160) % 4 < 2] = 255
+    image = prepare(with_orientation(stored, 6), Resize.parse("10x100"), 95)
+    expected = Image.fromarray(np.ascontiguousarray(np.rot90(stored, -1))).resize((10, 100), Image.Resampling.BICUBIC)
+    assert np.abs(opened(image.data).astype(int) - expected).mean() < 10
+
+
 def test_an_image_of_the_asked_size_keeps_its_bytes():
     data = jpeg(64, 48)
     assert prepare(data, Resize.parse("64x48"), 50).data == prepare(data, Resize.parse("short:60"), 50).data == data
