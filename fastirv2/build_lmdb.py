@@ -26,7 +26,16 @@ from fastirv2.building.partial import check_out, only_builder, open_partial, par
 from fastirv2.building.progress import Progress
 from fastirv2.building.sources import Source, open_source
 from fastirv2.building.workers import WorkerDiedError, Workers, available_cpus
-from fastirv2.building.writer import COMMIT_BYTES, REJECTED, REPAIRED, RecordWriter, key_digits, read_journal, write_dataset
+from fastirv2.building.writer import (
+    COMMIT_BYTES,
+    REJECTED,
+    REPAIRED,
+    RecordWriter,
+    file_size,
+    key_digits,
+    read_journal,
+    write_dataset,
+)
 from fastirv2.data.counter import permutation
 from fastirv2.errors import DataError, StoppedError, UsageError, run_command
 
@@ -200,7 +209,7 @@ def disk_errors(folder: Path, count: int) -> Iterator[None]:
             raise DataError(f"{folder}: {error}; when that is mended, the same command goes on") from error
         rows = read_journal(folder)
         needed = f"about {size_text(1.02 * rows['length'].mean() * count)}" if len(rows) else "more"
-        held = size_text((folder / "data.mdb").stat().st_size)
+        held = size_text(file_size(folder / "data.mdb"))
         raise DataError(
             f"{folder} does not fit on its disk: the LMDB needs {needed}, it has {held} now and "
             f"{size_text(shutil.disk_usage(folder).free)} are free; make room and give the same command to go on"
@@ -212,7 +221,7 @@ def has_room(folder: Path) -> bool:
     data, probe = folder / "data.mdb", folder / "probe"
     try:
         with probe.open("wb") as file:
-            os.posix_fallocate(file.fileno(), data.stat().st_size if data.exists() else 0, COMMIT_BYTES)
+            os.posix_fallocate(file.fileno(), file_size(data), COMMIT_BYTES)
     except OSError as error:
         return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     finally:

@@ -48,6 +48,9 @@ def _lock(path: Path) -> int:
             holder = os.read(file, 32).decode().strip() or "unknown"
             os.close(file)
             raise DataError(f"process {holder} is building {path.with_suffix('')} already; wait for it or end it") from error
+        except OSError as error:
+            os.close(file)
+            raise DataError(f"{path} cannot be locked: {error.strerror}; choose an OUT on another file system") from error
         if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
             os.ftruncate(file, 0)
             os.write(file, f"{os.getpid()}\n".encode())

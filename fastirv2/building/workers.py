@@ -16,9 +16,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-CHUNK = 16  # tasks a message
+CHUNK = 8  # tasks a message
 _HELD = 2  # chunks that a worker holds, so that it never waits for the next one
-_AHEAD = 4  # chunks per worker that may be under way or waiting to be taken
+_AHEAD = 4  # chunks per worker that may be under way, and
+_AHEAD_AT_LEAST = 32  # so many whatever the number of workers: they go on while the writer waits for the disk
 
 
 class WorkerDiedError(RuntimeError):
@@ -49,6 +50,7 @@ class Workers:
         self._context = multiprocessing.get_context("spawn")
         self._job = job
         self._count = count
+        self._ahead = max(count * _AHEAD, _AHEAD_AT_LEAST)
         self._closed = threading.Event()
         self._processes: dict[Connection, Any] = {}
         self._done: dict[Connection, Any] = {}
@@ -82,7 +84,7 @@ class Workers:
 
         Raises WorkerDiedError when a process ends, and RuntimeError with the traceback when the job itself fails.
         """
-        results: queue.Queue[Any] = queue.Queue(maxsize=self._count * _AHEAD)
+        results: queue.Queue[Any] = queue.Queue(maxsize=self._ahead // 2)
         threading.Thread(target=self._deliver, args=(iter(tasks), results), daemon=True).start()
         while (item := results.get()) is not None:
             if isinstance(item, BaseException):
@@ -106,7 +108,7 @@ class Workers:
         sent = due = 0
         while True:
             for connection, chunks in held.items():
-                while len(chunks) < _HELD and sent - due < self._count * _AHEAD and (chunk := list(islice(tasks, CHUNK))):
+                while len(chunks) < _HELD and sent - due < self._ahead and (chunk := list(islice(tasks, CHUNK))):
                     chunks.append((sent, chunk))
                     sent += 1
                     with contextlib.suppress(OSError):  # a worker that is gone shows when its answer is read

@@ -55,7 +55,7 @@ class RecordWriter:
     def __init__(self, folder: Path, digits: int, map_bytes: int = MAP_BYTES) -> None:
         self.folder = folder
         self._digits = digits
-        self._env = lmdb.open(os.fspath(folder), map_size=max(map_bytes, _file_size(folder / "data.mdb")), max_dbs=0)
+        self._env = lmdb.open(os.fspath(folder), map_size=max(map_bytes, file_size(folder / "data.mdb")), max_dbs=0)
         self._items: list[tuple[bytes, bytes]] = []
         self._rows = bytearray()
         self._lines = bytearray()
@@ -141,8 +141,9 @@ class RecordWriter:
 
 
 def read_journal(folder: Path) -> np.ndarray:
-    """Return the journal's whole rows (`ROW`)."""
-    data = (folder / "journal").read_bytes()
+    """Return the journal's whole rows (`ROW`), none when there is no journal yet."""
+    journal = folder / "journal"
+    data = journal.read_bytes() if journal.exists() else b""
     return np.frombuffer(data, ROW, count=len(data) // ROW.itemsize)
 
 
@@ -203,7 +204,7 @@ def _pad(file: Path) -> None:
     """Make the file as long as its page count says: LMDB leaves it shorter when its last pages were never written."""
     meta = read_meta(file)
     with file.open("r+b") as stream:
-        if _file_size(file) < meta.pages * meta.page_size:
+        if file_size(file) < meta.pages * meta.page_size:
             stream.truncate(meta.pages * meta.page_size)
         os.fsync(stream.fileno())
 
@@ -216,6 +217,6 @@ def _write_all(descriptor: int, data: bytearray) -> None:
             written += os.write(descriptor, view[written:])
 
 
-def _file_size(path: Path) -> int:
+def file_size(path: Path) -> int:
     """Return a file's size in bytes, 0 when it does not exist."""
     return path.stat().st_size if path.exists() else 0
