@@ -1,9 +1,12 @@
-"""What holds for all tests: the number of threads, and the skipping of those that need a GPU."""
+"""What holds for all tests: the number of threads, the skipping of those that need a GPU, and a small real data set."""
 
 import os
+import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # Before torch is imported, and for the processes that tests start: ranks that share few cores must not spin while they wait.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -23,3 +26,39 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(min(4, os.cpu_count() or 1))
+
+
+def photograph(seed, width, height):
+    """A smooth colourful image, so that a resize can be compared across libraries."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """Two class folders with 13 and 10 JPEGs of different sizes."""
+    folder = tmp_path_factory.mktemp("data") / "images"
+    for label, (name, count) in enumerate([("cat", 13), ("dog", 10)]):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            photograph(100 * label + i, 90 + 3 * i, 140 - 2 * i).save(folder / name / f"{i:02}.jpg", quality=95)
+    return folder
+
+
+def build(source, out, *options):
+    subprocess.run([sys.executable, "-m", "fastirv2.build_lmdb", source, out, *options], check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def lmdb_folder(images):
+    return build(images, images.parent / "lmdb")
+
+
+@pytest.fixture(scope="session")
+def file_list(images):
+    lines = [f"{path.relative_to(images.parent)} {int(path.parent.name == 'dog')}\n" for path in sorted(images.rglob("*.jpg"))]
+    path = images.parent / "list.txt"
+    path.write_text("".join(lines))
+    return path

@@ -10,6 +10,8 @@ import torch.distributed._functional_collectives as collectives
 from torch import nn
 from torch.autograd.function import FunctionCtx
 
+_all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor  # renamed in torch 2.13
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -67,7 +69,8 @@ class _SharedBatchNorm(torch.autograd.Function):
         invstd = torch.rsqrt(var + eps)
         scale = weight * invstd
         shift = torch.addcmul(bias, mean, scale, value=-1)
-        y = torch.addcmul(_spread(shift), parts, _spread(scale)).to(x.dtype).flatten(0, 1)
+        y = torch.empty_like(x)  # whole, and written through a view: a view returned from here could not be changed in place
+        torch.addcmul(_spread(shift), parts, _spread(scale), out=y.unflatten(0, (statistics.splits, -1)))
         ctx.save_for_backward(x, weight, mean, invstd)
         ctx.statistics, ctx.count = statistics, count
         ctx.mark_non_differentiable(mean, var)
@@ -95,7 +98,7 @@ def _spread(statistic: torch.Tensor) -> torch.Tensor:
 
 def _combine(mean: torch.Tensor, var: torch.Tensor, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine the ranks' means and biased variances (1, C) of equally many images, without cancellation (Chan et al. 1979)."""
-    gathered = collectives.all_gather_tensor(torch.stack([mean, var], dim=1), 0, group)
+    gathered = _all_gather(torch.stack([mean, var], dim=1), 0, group)
     means, variances = collectives.wait_tensor(gathered).unbind(1)
     mean = means.mean(0, keepdim=True)
     return mean, (variances + (means - mean).square()).mean(0, keepdim=True)

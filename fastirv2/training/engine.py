@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -126,5 +127,7 @@ class Engine:
 def _data_parallel(model: nn.Module, process: Process) -> DistributedDataParallel:
     """Wrap the model; gradients live in the buckets, and running statistics are ours to average, not broadcast every step."""
     devices = [process.device] if process.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # in torch 2.13
+    buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **buffers)
 
