@@ -18,12 +18,11 @@ from fastirv2.data.records import Records, check_classes, open_records
 from fastirv2.errors import DataError, StoppedError, UsageError, run_command
 from fastirv2.models import create
 from fastirv2.models.norm import Statistics, share_statistics
-from fastirv2.pipelines import UNIT_MEAN, UNIT_STD
 from fastirv2.report.console import Console
 from fastirv2.report.curves import plot
 from fastirv2.training.checkpoint import Checkpoints
 from fastirv2.training.distributed import Agreement, Process, join, leave, neighbours, together
-from fastirv2.training.engine import Engine, choose_precision
+from fastirv2.training.engine import Engine, choose_precision, unit
 from fastirv2.training.optim import create_optimizer, set_rate
 from fastirv2.training.plan import Plan, make_plan
 from fastirv2.training.run import Run, log_interval, restore, save, validate
@@ -68,11 +67,6 @@ def train(run: Run, config: Config) -> None:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make what the network draws in a step a function of (seed, step, rank), so that a run resumed draws the same."""
     torch.manual_seed(int(hashes(seed, step, rank)) >> 1)
-
-
-def unit(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Scale images from uint8 to [-1, 1]."""
-    return images.to(dtype).sub_(UNIT_MEAN).div_(UNIT_STD)
 
 
 @dataclass(frozen=True)

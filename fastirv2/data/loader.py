@@ -119,7 +119,7 @@ class Loader:
         device: torch.device,
         local_world: int,
     ) -> None:
-        threads = config.threads or max(1, len(os.sched_getaffinity(0)) // local_world)
+        self.threads = config.threads or max(1, len(os.sched_getaffinity(0)) // local_world)
         self._records, self._order, self._device = records, order, device
         self._fed: deque[tuple[Fed, list[Any]]] = deque()
         self._gone: deque[tuple[Fed, list[Any]]] = deque(maxlen=2)
@@ -131,7 +131,7 @@ class Loader:
             batch=batch,
             crop=config.crop,
             device_id=device.index if device.type == "cuda" else None,
-            threads=threads,
+            threads=self.threads,
             prefetch=config.prefetch,
             files=records.files,
             hw_decoder_load=config.hw_decoder_load,

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastirv2.errors import UsageError
+from fastirv2.pipelines import UNIT_MEAN, UNIT_STD
 from fastirv2.training.distributed import Process, sum_over_ranks
 from fastirv2.training.plan import Amp
 
@@ -40,6 +41,11 @@ def _has_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def unit(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Scale images from uint8 to [-1, 1]."""
+    return images.to(dtype).sub_(UNIT_MEAN).div_(UNIT_STD)
 
 
 class Counts:

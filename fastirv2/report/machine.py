@@ -1,0 +1,83 @@
+"""What a measurement was made on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from fastirv2.errors import DataError
+
+
+def describe() -> dict[str, Any]:
+    """Return processor, GPU, driver and the versions that decide a speed."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpus": gpus,
+        "driver": _driver() if gpus else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "dali": _dali(),
+    }
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _driver() -> str | None:
+    path = Path("/proc/driver/nvidia/version")
+    return path.read_text().splitlines()[0] if path.exists() else None
+
+
+def _dali() -> str | None:
+    for name in ("nvidia-dali-cuda120", "nvidia-dali-cuda130"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the wall seconds of `work`, the device's own work included."""
+    wait_for(device)
+    begun = perf_counter()
+    work()
+    wait_for(device)
+    return perf_counter() - begun
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return minimum, median and maximum."""
+    return {"min": min(values), "median": median(values), "max": max(values)}
+
+
+def write_json(path: Path | None, result: dict[str, Any]) -> None:
+    """Write a result with the machine's description; raises DataError when the file cannot be written."""
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps({"machine": describe(), **result}, indent=1) + "\n")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}; choose another --json") from error

@@ -1,0 +1,98 @@
+"""The files that a run writes about itself."""
+
+import csv
+import json
+
+import pytest
+
+from fastirv2.errors import DataError, UsageError
+from fastirv2.report.curves import plot
+from fastirv2.report.metrics import COLUMNS, LogConfig, Metrics, epochs, rates, read_metrics, write_summary
+
+
+def train(step, epoch, images, loss, error, speed=100.0, wait=0.1):
+    return {
+        "kind": "train", "step": step, "epoch": epoch, "images": images, "loss": loss, "top1_error": error,
+        "top5_error": error / 2, "lr": 0.1 / step, "images_per_second": speed, "data_wait_share": wait,
+    }  # fmt: skip
+
+
+def val(step, epoch, error):
+    return {"kind": "val", "step": step, "epoch": epoch, "loss": 1.5, "top1_error": error, "top5_error": error / 4}
+
+
+FIRST = [train(10, 1, 300, 2.0, 90), train(20, 1, 100, 1.0, 50, 50.0, 0.4), val(20, 1, 60)]
+LINES = [*FIRST, train(30, 2, 400, 0.5, 30), val(30, 2, 40)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    for line in LINES:
+        Metrics(tmp_path).add(line)
+    return tmp_path
+
+
+def test_errors_are_percent_of_the_images():
+    assert rates([50.0, 30, 90, 100]) == {"loss": 0.5, "top1_error": 70.0, "top5_error": pytest.approx(10.0)}
+
+
+def test_an_epochs_row_averages_over_its_images_and_its_time():
+    first, second = epochs(LINES)
+    assert first["train_loss"] == pytest.approx((300 * 2.0 + 100 * 1.0) / 400)
+    assert first["train_top1_error"] == pytest.approx((300 * 90 + 100 * 50) / 400)
+    assert first["images_per_second"] == pytest.approx(400 / (3 + 2))
+    assert first["data_wait_share"] == 0.4
+    assert (first["val_top1_error"], first["step"], second["epoch"]) == (60, 20, 2)
+    assert second["lr"] == pytest.approx(0.1 / 30)
+
+
+def test_summary_has_a_row_an_epoch(run):
+    write_summary(run)
+    with (run / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["val_top1_error"] for row in rows] == ["60", "40"]
+    assert not (run / "summary.csv.partial").exists()
+
+
+def test_cutting_drops_what_came_after_a_step(run):
+    Metrics(run).cut(20)
+    assert read_metrics(run / "metrics.jsonl") == FIRST
+
+
+def test_a_line_cut_by_a_kill_is_left_out_and_the_next_is_whole(run):
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"kind": "train", "st')
+    assert read_metrics(path) == LINES
+    Metrics(run).cut(30)
+    Metrics(run).add(val(40, 3, 20))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 20, 30, 30, 40]
+
+
+def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="make room"):
+        Metrics(tmp_path / "none").add(LINES[0])
+
+
+def test_the_curves_are_a_picture_of_all_runs(run, tmp_path):
+    plot([run, run], tmp_path / "curves.png")
+    plot([run], tmp_path / "curves.svg")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    drawing = (tmp_path / "curves.svg").read_text()
+    assert drawing.startswith("<?xml")
+
+
+def test_a_run_without_an_epoch_cannot_be_drawn(tmp_path):
+    Metrics(tmp_path).add(LINES[0])
+    with pytest.raises(DataError, match="no finished epoch"):
+        plot([tmp_path], tmp_path / "curves.png")
+
+
+def test_a_picture_of_an_unknown_kind_is_refused(run, tmp_path):
+    with pytest.raises(DataError, match="cannot be written"):
+        plot([run], tmp_path / "curves.xyz")
+
+
+def test_lines_come_at_least_every_step():
+    with pytest.raises(UsageError, match=r"--log\.every 0"):
+        LogConfig(every=0)
