@@ -39,8 +39,7 @@ def train(run: Run, config: Config) -> None:
         DivergedError: the loss is no finite number.
     """
     plan = run.plan
-    run.console.begin(run.step, plan.total_steps, plan.epochs)
-    run.start_clocks()
+    run.begin()
     for step in range(run.step + 1, plan.total_steps + 1):
         rate = learning_rate(step, config.schedule)
         set_rate(run.optimizer, rate)
@@ -282,10 +281,7 @@ def execute(options: Options, process: Process, console: Console) -> None:
         train(run, prepared.config)
         finish(run)
     finally:
-        console.end()
-        run.agreement.close()
-        run.train.close()
-        run.val.close()
+        run.end()
 
 
 if __name__ == "__main__":

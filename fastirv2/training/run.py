@@ -12,6 +12,7 @@ import torch
 
 from fastirv2.errors import DivergedError
 from fastirv2.models.norm import average_running_statistics
+from fastirv2.report.board import Board
 from fastirv2.report.console import Console
 from fastirv2.report.metrics import Metrics, rates, write_summary
 from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints
@@ -56,10 +57,29 @@ class Run:
     interval: float = 0.0  # when the interval of the next log line began, on the perf_counter clock
     paused: float = 0.0  # seconds of it spent on validation and checkpoints
     saved: float = 0.0  # when the last checkpoint was written
+    board: Board | None = None  # on the first rank, from the first step on
 
-    def start_clocks(self) -> None:
-        """Begin the first interval."""
+    def begin(self) -> None:
+        """Start the clocks and, on the first rank, all that reports."""
+        self.console.begin(self.step, self.plan.total_steps, self.plan.epochs)
+        if self.process.first:
+            self.board = Board(self.folder / "tensorboard", self.step)
         self.interval = self.saved = time.perf_counter()
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Write a line to the files of the run."""
+        Metrics(self.folder).add(line)
+        if self.board:
+            self.board.add(line)
+
+    def end(self) -> None:
+        """Stop all that runs beside the steps."""
+        self.console.end()
+        if self.board:
+            self.board.close()
+        self.agreement.close()
+        self.train.close()
+        self.val.close()
 
     def checkpoint_due(self) -> bool:
         """Say whether the options ask for a checkpoint after this step; on rank 0 the clock does too."""
@@ -94,7 +114,7 @@ def log_interval(run: Run, rate: float) -> None:
         error.shared = True
         raise error
     if run.process.first:
-        Metrics(run.folder).add(line)
+        run.report(line)
         run.console.train(line)
 
 
@@ -116,7 +136,7 @@ def validate(run: Run, epoch: int) -> bool:
     if improved:
         run.best_error, run.best_epoch = line["top1_error"], epoch
     if run.process.first:
-        Metrics(run.folder).add(line)
+        run.report(line)
         write_summary(run.folder)
         run.console.validation(line, best=improved)
     run.paused += time.perf_counter() - begun

@@ -61,6 +61,16 @@ def test_what_a_run_leaves(undisturbed):
     assert line["top1_error"] == pytest.approx(100 - 100 * round(line["images"] * (100 - line["top1_error"]) / 100) / 8)
 
 
+def test_tensorboard_shows_the_lines(undisturbed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, _ = undisturbed
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    shown = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    assert shown["top1_error/val"] == [(line["step"], pytest.approx(line["top1_error"])) for line in metrics(run, "val")]
+    assert shown["loss/train"] == [(line["step"], pytest.approx(line["loss"])) for line in metrics(run, "train")]
+
+
 def test_given_again_it_says_that_it_is_done(undisturbed, trainer, tmp_path):
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")}
