@@ -47,7 +47,7 @@ $(DEMO)/%/dataset.json: | demo-images
 	$(BIN)/fastirv2-build-lmdb $(DEMO)/images/$* $(DEMO)/$*
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

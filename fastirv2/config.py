@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import tyro
 
 from fastirv2.data.loader import InputConfig
 from fastirv2.errors import UsageError, nearest
+from fastirv2.files import read_toml
 from fastirv2.models import SMALLEST_INPUT, ModelConfig
 from fastirv2.report.metrics import LogConfig
 from fastirv2.training.checkpoint import CheckpointConfig
@@ -23,17 +23,7 @@ from fastirv2.training.optim import OptimizerConfig
 from fastirv2.training.plan import TrainConfig
 from fastirv2.training.schedule import ScheduleConfig
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 RECIPES = Path(__file__).parent / "recipes"
-
-# What may differ when a run goes on: it changes neither the batches nor the steps nor what is learned from them.
-FREE = ("recipe", "train", "val", "out", "train.batch", "train.device", "train.stop_after", "input.threads", "input.prefetch")
-FREE_SECTIONS = ("checkpoint", "log")
-
 
 @dataclass(frozen=True)
 class Config:
@@ -124,15 +114,9 @@ def read_recipe(name: str) -> tuple[Config, dict[str, str]]:
         raise UsageError(f"there is no recipe '{name}'{nearest(name, recipe_names())}")
     content = read_toml(path)
     texts = {key: content.pop(key) for key in ("about", "published") if key in content}
+    for key in ("recipe", "out", "data", "statistics"):  # what a run's config.toml says besides its settings
+        content.pop(key, None)
     return _filled(Config(), content, str(path)), texts
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file, raising UsageError when it is none."""
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as TOML: {error}") from error
 
 
 def _filled(config: Any, values: dict[str, Any], where: str) -> Any:
@@ -174,16 +158,3 @@ def to_toml(table: dict[str, Any]) -> str:
     """Return nested plain values as TOML."""
     return tomli_w.dumps(table)
 
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """List what differs between two resolved configurations and must not when a run goes on: "name: before → now"."""
-    old, new = _flat(before), _flat(now)
-    names = [n for n in {**old, **new} if n not in FREE and n.split(".")[0] not in FREE_SECTIONS]
-    return [f"{n}: {old.get(n, 'unset')} → {new.get(n, 'unset')}" for n in names if old.get(n) != new.get(n)]
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return flat

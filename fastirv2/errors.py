@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -32,15 +33,17 @@ class DataError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number, which all processes of a run find together."""
 
     exit_code = 70
+    shared = True
 
 
 class StoppedError(UserError):
-    """A signal ended the run; its state is saved."""
+    """A signal ended the run; its state is saved. All processes of a run stop at the same step."""
 
     exit_code = 75
+    shared = True
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -59,6 +62,9 @@ def run_command(main: Callable[[], int | None], program: str) -> None:
             print(f"{program}: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
     except KeyboardInterrupt:
-        print(f"{program}: stopped by Ctrl-C", file=sys.stderr, flush=True)
-        code = StoppedError.exit_code
+        print(f"{program}: stopped by Ctrl-C, nothing was saved", file=sys.stderr, flush=True)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     sys.exit(code)

@@ -11,21 +11,30 @@ from typing import Any
 
 import torch
 
-from fastirv2.config import Config, Options, as_table, differences, parse, read_recipe, read_toml, recipe_names, to_toml
+from fastirv2.config import Config, Options, as_table, parse, read_recipe, recipe_names, to_toml
 from fastirv2.data.counter import hashes
 from fastirv2.data.loader import Loader, TrainOrder, ValidationOrder
 from fastirv2.data.records import Records, check_classes, open_records
-from fastirv2.errors import DataError, StoppedError, UsageError, run_command
+from fastirv2.errors import DataError, StoppedError, UsageError, UserError, run_command
 from fastirv2.models import create
 from fastirv2.models.norm import Statistics, share_statistics
 from fastirv2.report.console import Console
-from fastirv2.report.curves import plot
-from fastirv2.training.checkpoint import Checkpoints
-from fastirv2.training.distributed import Agreement, Process, join, leave, neighbours, together
+from fastirv2.training.distributed import (
+    Agreement,
+    Process,
+    join,
+    leave,
+    neighbours,
+    seed_device,
+    tell_peers,
+    together,
+    told_by_peer,
+)
 from fastirv2.training.engine import Engine, choose_precision, unit
+from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import create_optimizer, set_rate
 from fastirv2.training.plan import Plan, make_plan
-from fastirv2.training.run import Run, log_interval, restore, save, validate
+from fastirv2.training.run import Run, draw, log_interval, restore, save, validate
 from fastirv2.training.schedule import for_run, learning_rate
 
 PROGRAM = "fastirv2.train"
@@ -39,75 +48,79 @@ def train(run: Run, config: Config) -> None:
         DivergedError: the loss is no finite number.
     """
     plan = run.plan
-    run.begin()
+    if run.pending:
+        close_epoch(run)
     for step in range(run.step + 1, plan.total_steps + 1):
         rate = learning_rate(step, config.schedule)
         set_rate(run.optimizer, rate)
-        seed_step(config.train.seed, step, run.process.rank)
+        seed_device(int(hashes(config.train.seed, step, run.process.rank)) >> 1, run.engine.device)  # dropout's mask
         run.engine.step(run.train, run.optimizer)
-        run.step = step
+        run.step, run.pending = step, plan.ended_by(step)
         run.console.advance(step)
 
-        epoch = plan.ended_by(step)
-        received, due = run.agreement.reach(checkpoint=run.checkpoint_due())
-        stop = step == config.train.stop_after
-        if epoch or step % config.log.every == 0:
+        if run.pending or step % config.log.every == 0:
             log_interval(run, rate)
-        improved = validate(run, epoch) if epoch else False
-        if epoch or due or received or stop:
-            save(run, best=improved)
+        if run.pending:
+            close_epoch(run)
+        received, due = run.agree()
+        stop = step == config.train.stop_after
+        if (due or received or stop) and run.saved_step != step:
+            save(run)
         if received and step < plan.total_steps:
-            name = signal.Signals(received).name
-            raise StoppedError(f"stopped by {name} after step {step}; the state is saved and the same command goes on")
+            raise stopped(run, received)
         if stop:
             return
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make what the network draws in a step a function of (seed, step, rank), so that a run resumed draws the same."""
-    torch.manual_seed(int(hashes(seed, step, rank)) >> 1)
+def close_epoch(run: Run) -> None:
+    """Validate the epoch that has ended, save, and draw; a signal that comes meanwhile ends the run, the rest still to do."""
+    received = validate(run)
+    save(run)
+    if received:
+        raise stopped(run, received)
+    draw(run)
+
+
+def stopped(run: Run, received: int) -> StoppedError:
+    """Make the error that ends a run which a signal has stopped."""
+    name = signal.Signals(received).name
+    return StoppedError(f"stopped by {name} after step {run.step}; the state is saved and the same command goes on")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known before any process group or network exists."""
+    """What is known before any network exists."""
 
     config: Config
     plan: Plan
     train: Records
     val: Records
     table: dict[str, Any]
-    state: dict[str, Any] | None
 
 
-def prepare(options: Options, process: Process, console: Console) -> Prepared:
-    """Open the data, resolve the configuration, and read the checkpoint to go on from.
+def prepare(options: Options, process: Process) -> Prepared:
+    """Open the data and resolve the configuration.
 
     Raises:
-        UsageError: the ranks do not divide the batch, or RUN was made with other settings.
-        DataError: a data set, or RUN, cannot be used.
+        DataError: a data set cannot be used.
     """
     train_set, val_set = open_records(options.train_path), open_records(options.val_path)
     classes = check_classes([train_set, val_set])
     config = resolve(options.config, process, count=len(train_set), classes=len(classes))
+    data = {"train": options.train_path, "val": options.val_path}
+    digests = {"train_digest": train_set.digest, "val_digest": val_set.digest}
     plan = divide(config, process.world, len(train_set))
-    table = {
-        "recipe": options.recipe, "train": options.train_path, "val": options.val_path, "out": options.out,
-        "data": {"train_digest": train_set.digest, "val_digest": val_set.digest}, **as_table(config),
-    }  # fmt: skip
-    folder = Path(options.out)
-    if process.first and not options.dry_run:
-        enter(folder, table, fresh=options.fresh)
-    known = None if options.fresh else Checkpoints(folder / "checkpoints").load_latest(console.warn)
-    return Prepared(config, plan, train_set, val_set, table, known)
+    resolved = {"data": data | digests, "statistics": {"images": plan.bn_images}}
+    table = {"recipe": options.recipe, "out": options.out, **resolved, **as_table(config)}
+    return Prepared(config, plan, train_set, val_set, table)
 
 
 def resolve(config: Config, process: Process, *, count: int, classes: int) -> Config:
     """Fill in what the configuration leaves to the data and the device."""
-    if config.model.classes and config.model.classes < classes:
-        given = config.model.classes
+    given = config.model.classes
+    if given and given < classes:
         raise DataError(f"the data has {classes} classes, but --model.classes is {given}; give at least {classes}")
-    model = replace(config.model, classes=config.model.classes or classes)
+    model = replace(config.model, classes=given or classes)
     settings = replace(config.train, amp=choose_precision(config.train.amp, process.device))
     total = divide(config, process.world, count).total_steps
     schedule = for_run(config.schedule, global_batch=settings.global_batch, count=count, total_steps=total)
@@ -128,37 +141,9 @@ def divide(config: Config, world: int, count: int) -> Plan:
     )
 
 
-def enter(folder: Path, table: dict[str, Any], *, fresh: bool) -> None:
-    """Make RUN, or make sure that the one there was made with the same settings; `fresh` moves it aside first.
-
-    Raises:
-        UsageError: RUN is something else, or was made with other settings.
-        DataError: RUN cannot be written.
-    """
-    try:
-        if fresh and folder.exists():
-            aside = next(path for n in range(1, 10**6) if not (path := folder.with_name(f"{folder.name}.{n}")).exists())
-            folder.rename(aside)
-        file = folder / "config.toml"
-        if file.exists():
-            changed = differences(read_toml(file), table)
-            if changed:
-                raise UsageError(
-                    f"{folder} was made with other settings ({'; '.join(changed)}); give those, another --out, or --fresh"
-                )
-        elif folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty and no run; give another --out, or --fresh to move it aside")
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / "config.toml.partial"
-        aside.write_text(to_toml(table))
-        aside.rename(file)
-    except OSError as error:
-        raise DataError(f"the run folder {folder} cannot be written: {error.strerror}; choose another --out") from error
-
-
-def build(prepared: Prepared, folder: Path, process: Process, console: Console) -> Run:
+def build(prepared: Prepared, folder: Path, process: Process, console: Console, state: dict[str, Any] | None) -> Run:
     """Make the network, the optimizer and the input on this rank, and take up the checkpoint."""
-    config, plan, state = prepared.config, prepared.plan, prepared.state
+    config, plan = prepared.config, prepared.plan
     torch.manual_seed(config.train.seed)
     model = create(config.model.arch, config.model.classes, config.model.dropout)
     share_statistics(model, Statistics(neighbours(process, plan.bn_ranks), plan.bn_splits))
@@ -183,7 +168,7 @@ def build(prepared: Prepared, folder: Path, process: Process, console: Console) 
         table=prepared.table,
         classes=prepared.train.classes,
         checkpoint=config.checkpoint,
-        average_statistics=config.train.sync_bn != "off" and plan.bn_ranks < plan.world,
+        sync_bn=config.train.sync_bn,
         engine=engine,
         optimizer=create_optimizer(engine.model, config.optimizer),
         train=Loader(prepared.train, order, config.input, **shape),
@@ -210,19 +195,17 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
     )
     rate = learning_rate(1, config.schedule), learning_rate(plan.total_steps, config.schedule)
     console.say(f"learning rate {rate[0]:.3g} at the first step, {rate[1]:.3g} at the last")
-    if prepared.state:
-        console.say(f"going on after step {prepared.state['step']:,}")
 
 
-def finish(run: Run) -> None:
-    """Draw the curves and say how it ended."""
+def conclude(run: Run) -> None:
+    """Say how it ended."""
     run.console.end()
-    if run.process.first and run.best_epoch:
-        plot([run.folder], run.folder / "curves.png")
-        run.console.say(
-            f"{'done' if run.step == run.plan.total_steps else f'stopped after step {run.step}, as asked'}: best top-1 error "
-            f"{run.best_error:.3f} % after epoch {run.best_epoch}; curves in {run.folder / 'curves.png'}"
-        )
+    done = run.step == run.plan.total_steps
+    best = f"best top-1 error {run.best_error:.3f} % after epoch {run.best_epoch}; curves in {run.folder / 'curves.png'}"
+    run.console.say(
+        f"{'done' if done else f'stopped after step {run.step}, as asked; the same command without --train.stop-after goes on'}"
+        f": {best if run.best_epoch else 'no epoch has ended yet'}"
+    )
 
 
 def check_usage(options: Options) -> None:
@@ -236,52 +219,85 @@ def check_usage(options: Options) -> None:
     divide(options.config, int(os.environ.get("WORLD_SIZE", "1")), count=1)
 
 
-def list_recipes() -> None:
+def list_recipes(console: Console) -> None:
     """Print the recipes with what they say of themselves."""
     for name in recipe_names():
         config, texts = read_recipe(name)
         settings = config.train
-        print(f"{name:10} {texts.get('about', '')}")
         sizes = f"batches of {settings.global_batch}, normalised over {settings.bn_batch or 'a device'}"
-        print(f"{'':10} {config.model.arch} network, {settings.epochs} epochs, {sizes}")
-        print(f"{'':10} published: {texts.get('published', 'none')}")
+        console.say(f"{name:10} {texts.get('about', '')}")
+        console.say(f"{'':10} {config.model.arch} network, {settings.epochs} epochs, {sizes}")
+        console.say(f"{'':10} published: {texts.get('published', 'none')}")
 
 
-def command() -> None:
-    """Read the command line and do what it says."""
+def command() -> int:
+    """Read the command line and do what it says; return the exit code."""
     first = os.environ.get("RANK", "0") == "0"
     options = parse(sys.argv[1:], silent=not first)
     console = Console(first=first)
     if options.recipes:
-        return list_recipes()
+        list_recipes(console)
+        return 0
     if options.print_config:
-        return print(to_toml(as_table(options.config)), end="")
+        console.say(to_toml(as_table(options.config)).rstrip())
+        return 0
     check_usage(options)
     process = join(options.config.train.device)
     try:
+        choose_precision(options.config.train.amp, process.device)
         execute(options, process, console)
+    except torch.OutOfMemoryError as error:
+        tell_peers(UsageError.exit_code)
+        raise UsageError(f"the GPU's memory does not suffice; give a smaller --train.batch ({error})".split("\n")[0]) from error
+    except UserError as error:
+        if not error.shared:
+            tell_peers(error.exit_code)
+        raise
+    except RuntimeError:  # what a lost connection to a rank that failed looks like
+        code = told_by_peer()
+        if code is None:
+            raise
+        return code
     finally:
         leave()
+    return 0
 
 
 def execute(options: Options, process: Process, console: Console) -> None:
     """Do the run, or say what it would be."""
-    prepared = together(lambda: prepare(options, process, console))
-    folder = Path(options.out)
-    if prepared.state and prepared.state["step"] == prepared.plan.total_steps and not options.dry_run:
-        return console.say(
-            f"{folder} is done: {prepared.plan.epochs} epochs, best top-1 error {prepared.state['best_error']:.3f} % after "
-            f"epoch {prepared.state['best_epoch']}; curves in {folder / 'curves.png'}"
-        )
-    introduce(prepared, process, console)
+    prepared = together(lambda: prepare(options, process))
+    folder = Path(os.path.abspath(options.out))
     if options.dry_run:
-        return None
-    run = build(prepared, folder, process, console)
+        if options.out and not options.fresh:
+            together(lambda: check_run(folder, prepared.table))
+        return introduce(prepared, process, console)
+    lock = together(lambda: enter(folder, prepared.table, fresh=options.fresh) if process.first else -1)
+    state = take_up(folder, process, console)
+    step, stop = state["step"] if state else 0, options.config.train.stop_after
+    if state and step == prepared.plan.total_steps and not state["pending"]:
+        return console.say(
+            f"{options.out} is done: {prepared.plan.epochs} epochs, best top-1 error {state['best_error']:.3f} % after epoch "
+            f"{state['best_epoch']}; python tools/plot_log.py {options.out} draws its curves"
+        )
+    if stop and step >= stop:
+        return console.say(f"{options.out} stands after step {step}: --train.stop-after {stop} leaves nothing to do")
+    introduce(prepared, process, console)
+    before = state["config"]["statistics"]["images"] if state else prepared.plan.bn_images
+    if before != prepared.plan.bn_images:
+        console.warn(f"normalisation statistics were taken over {before} images so far, and are from here on over others")
+    run = build(prepared, Path(options.out), process, console, state)
+    if state:
+        console.say(f"going on after step {step:,}")
+    state = None  # a second copy of all weights
     try:
+        run.begin()
         train(run, prepared.config)
-        finish(run)
+        conclude(run)
     finally:
         run.end()
+        if process.first:
+            os.close(lock)
+    return None
 
 
 if __name__ == "__main__":

@@ -52,3 +52,16 @@ def image_pipeline(
         images = fn.resize(images, size=(crop, crop), roi_start=start, roi_end=end, roi_relative=True)
         pipeline.set_outputs(images, labels if device_id is None else labels.gpu())
     return pipeline
+
+
+def decoding_error(data: Any) -> str:
+    """Return why the CPU decoder refuses an encoded image, a uint8 array (bytes,), or an empty string when it does not."""
+    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    with pipeline:
+        encoded = fn.external_source(source=lambda: [data], batch=True)
+        pipeline.set_outputs(fn.decoders.image(encoded, output_type=types.RGB))
+    try:
+        pipeline.run()
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[-1]
+    return ""

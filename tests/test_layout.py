@@ -8,18 +8,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {"build_lmdb", "train", "evaluate", "predict", "export", "demo"}
-BELOW_COMMANDS = {"config", "building", "data", "training", "models", "pipelines", "report", "errors"}
+BELOW_COMMANDS = {"config", "building", "data", "training", "models", "pipelines", "report", "errors", "files"}
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, BELOW_COMMANDS),
     "tools": BELOW_COMMANDS,
     "config": BELOW_COMMANDS,
-    "building": {"data", "models", "pipelines", "report", "errors"},
-    "data": {"building", "models", "pipelines", "report", "errors"},
-    "training": {"models", "pipelines", "report", "errors"},
+    "building": {"data", "models", "pipelines", "report", "errors", "files"},
+    "data": {"building", "models", "pipelines", "report", "errors", "files"},
+    "training": {"models", "pipelines", "report", "errors", "files"},
     "models": {"errors"},
-    "report": {"errors"},
+    "report": {"errors", "files"},
     "pipelines": set(),
     "errors": set(),
+    "files": {"errors"},
     "": set(),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -11,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastirv2.building.writer import sync_folder, write_file
 from fastirv2.errors import DataError
+from fastirv2.files import HeldError, hold, sync_folder, write_file
 
 _OPTIONS = {"resize": "--resize", "quality": "--quality", "seed": "--seed", "limit": "--limit", "part": "--part"}
 _FINISHED = {"data.mdb", "lock.mdb", "index.npy", "dataset.json", "rejected.jsonl"}
@@ -36,26 +35,13 @@ def only_builder(out: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int:
-    """Return a descriptor of the locked file; again when its holder removed it meanwhile."""
-    while True:
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise DataError(f"{path.parent} cannot be written to: {error.strerror}; choose another OUT") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(file, 32).decode().strip() or "unknown"
-            os.close(file)
-            raise DataError(f"process {holder} is building {path.with_suffix('')} already; wait for it or end it") from error
-        except OSError as error:
-            os.close(file)
-            raise DataError(f"{path} cannot be locked: {error.strerror}; choose an OUT on another file system") from error
-        if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
-            os.ftruncate(file, 0)
-            os.write(file, f"{os.getpid()}\n".encode())
-            return file
-        os.close(file)
+    """Return a descriptor of the locked file."""
+    try:
+        return hold(path)
+    except HeldError as error:
+        raise DataError(f"process {error} is building {path.with_suffix('')} already; wait for it or end it") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be made and locked: {error.strerror}; choose another OUT") from error
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:

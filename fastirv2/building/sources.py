@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -178,6 +177,11 @@ def _parse_line(line: str, where: str) -> tuple[str, int]:
 def _read_text(path: str) -> str:
     """Return a text file's content with names as the file system has them. Raises DataError."""
     try:
-        return os.fsdecode(Path(path).read_bytes()).replace("\r\n", "\n")
+        with open(path, "rb") as file:
+            beginning = file.read(1 << 16)
+            if b"\0" in beginning:
+                hint = "; give the folder of an LMDB, not its file" if os.path.basename(path) == "data.mdb" else ""
+                raise DataError(f"{path} is no text file, but a list has lines of 'path label'{hint}")
+            return os.fsdecode(beginning + file.read()).replace("\r\n", "\n")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error

@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from fastirv2.building.images import Result
 from fastirv2.data.lmdb_file import check_size, read_meta, value_extents
 from fastirv2.errors import DataError
+from fastirv2.files import write_file
 
 FORMAT_VERSION = 1
 INDEX = np.dtype([("offset", "<u8"), ("length", "<u4"), ("label", "<i4"), ("width", "<u2"), ("height", "<u2")])
@@ -36,7 +36,6 @@ COMMIT_BYTES = 64 << 20
 COMMIT_RECORDS = 4096
 MAP_BYTES = 1 << 30
 _PACK = struct.Struct("<BiIHHHQ32s").pack
-_T = TypeVar("_T")
 
 
 def key_digits(count: int) -> int:
@@ -178,26 +177,6 @@ def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any]) ->
     text = json.dumps(dataset, indent=1).encode() + b"\n"
     write_file(folder / "dataset.json", lambda stream: stream.write(text))
     return dataset
-
-
-def write_file(path: Path, write: Callable[[Any], _T]) -> None:
-    """Write a file whole or not at all: aside, fsynced, and renamed."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Bring a folder's names to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _pad(file: Path) -> None:

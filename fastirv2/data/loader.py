@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fastirv2.data import sampler
 from fastirv2.data.augment import Windows, centre_crops, random_crops
 from fastirv2.data.records import Records
 from fastirv2.errors import DataError, UsageError
-from fastirv2.pipelines.images import image_pipeline
+from fastirv2.pipelines.images import decoding_error, image_pipeline
+
+LARGEST_RESIZE = 4096  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class InputConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
             raise UsageError(f"--input.crop {self.crop} must lie between 1 and --input.resize {self.resize}")
+        if self.resize > LARGEST_RESIZE:
+            raise UsageError(f"--input.resize {self.resize} is beyond all use; at most {LARGEST_RESIZE} pixels")
         if self.threads < 0 or self.prefetch < 1 or not 0 <= self.hw_decoder_load <= 1:
             raise UsageError(
                 "input: threads must not be negative, prefetch at least 1, hw-decoder-load between 0 and 1; "
@@ -199,11 +203,15 @@ class Loader:
 
 def _undecodable(records: Records, number: int) -> str:
     """Return why a record's image cannot be decoded, or an empty string."""
+    data = records[number][0]
     try:
-        Image.open(io.BytesIO(records[number][0])).load()
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except UnidentifiedImageError:
+        return "it is no image"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return str(error)
-    return ""
+    return f"{image.format} is not decoded here" if decoding_error(np.frombuffer(data, np.uint8)) else ""
 
 
 class _HostClock:

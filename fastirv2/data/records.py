@@ -34,9 +34,9 @@ class Records(ABC):
         self.labels = labels
         self.classes = classes
         self.digest = digest
-        largest = int(labels.max())
-        if largest >= len(classes):
-            raise DataError(f"{path} holds the label {largest}, but names {len(classes)} classes; build it anew")
+        if int(labels.max()) >= len(classes) or int(labels.min()) < 0:
+            worst = int(labels.max() if labels.min() >= 0 else labels.min())
+            raise DataError(f"{path} holds the label {worst}, but names {len(classes)} classes; build it anew")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -168,9 +168,9 @@ def _read_index(path: str, count: int) -> np.ndarray:
     file = Path(path) / "index.npy"
     try:
         index = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise DataError(f"{file} cannot be read ({error}); copy the folder again or build it anew") from error
-    if index.dtype.names is None or not {"offset", "length", "label"} <= set(index.dtype.names):
+    if index.ndim != 1 or index.dtype.names is None or not {"offset", "length", "label"} <= set(index.dtype.names):
         raise DataError(f"{file} is no index of fastirv2-build-lmdb; copy the folder again or build it anew")
     if len(index) != count:
         raise DataError(

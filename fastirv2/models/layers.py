@@ -51,8 +51,11 @@ class Classifier(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, in_features) to logits (N, out_features)."""
+        x = x.to(self.weight.dtype)
+        if not torch.amp.is_autocast_available(x.device.type):  # shapes alone, on torch's meta device
+            return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))
+            return super().forward(x)
 
 
 def scaled_sum(x: torch.Tensor, residual: torch.Tensor, scale: float, *, relu: bool = True) -> torch.Tensor:

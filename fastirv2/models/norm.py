@@ -112,10 +112,13 @@ def share_statistics(model: nn.Module, statistics: Statistics) -> None:
 
 
 @torch.no_grad()
-def average_running_statistics(model: nn.Module) -> None:
-    """Average the running means and variances over all ranks, in place, in one collective; for statistics not shared by all."""
+def unite_running_statistics(model: nn.Module, *, average: bool) -> None:
+    """Give all ranks the same running means and variances, in place, in one collective: their average, or rank 0's."""
     buffers = [b for m in model.modules() if isinstance(m, BatchNorm2d) for b in (m.running_mean, m.running_var)]
     flat = torch.cat(buffers)
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    if average:
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+    else:
+        dist.broadcast(flat, src=0)
     torch._foreach_copy_(buffers, list(flat.split([b.numel() for b in buffers])))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from fastirv2.report.metrics import Line
 
@@ -17,7 +19,9 @@ class Console:
     def __init__(self, *, first: bool) -> None:
         self._rich = RichConsole(quiet=not first, highlight=False, soft_wrap=True)
         self._errors = RichConsole(quiet=not first, highlight=False, soft_wrap=True, stderr=True)
-        self._live: Progress | None = None
+        self._first = first
+        self._live: Live | None = None
+        self._steps = Progress()
         self._total = self._epochs = 0
         self._begun = (0, time.monotonic())
 
@@ -32,28 +36,31 @@ class Console:
     def begin(self, step: int, total_steps: int, epochs: int) -> None:
         """Start reporting after `step` of `total_steps`."""
         self._total, self._epochs, self._begun = total_steps, epochs, (step, time.monotonic())
-        if self._rich.is_terminal and sys.stdout.isatty():
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TextColumn("{task.fields[text]}"))
-            self._live = Progress(*columns, console=self._rich, expand=True)
-            self._live.add_task("train", total=total_steps, completed=step, text="first batch …")
+        if self._first and self._rich.is_terminal:
+            text = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
+            self._steps = Progress(text[0], MofNCompleteColumn(), BarColumn(None), text[1], expand=True)
+            self._steps.add_task(f"epoch 1/{epochs}  step", total=total_steps, completed=step, left="")
+            self._live = Live(self._steps, console=self._rich, refresh_per_second=4)
             self._live.start()
 
     def advance(self, step: int) -> None:
         """Show that `step` is done; costs nothing where there is no terminal."""
         if self._live:
-            self._live.update(self._live.task_ids[0], completed=step)
+            self._steps.update(self._steps.task_ids[0], completed=step)
 
     def train(self, line: Line) -> None:
         """Report a line of kind "train"."""
         text = (
             f"loss {line['loss']:.4f}  error {line['top1_error']:.1f} / {line['top5_error']:.1f} %  "
             f"{line['images_per_second']:,.0f} images/s  wait {100 * line['data_wait_share']:.0f} %  lr {line['lr']:.5f}  "
-            f"{line['memory_bytes'] / 2**30:.1f} GiB  {self._left(line['step'])} left"
+            f"{line['memory_bytes'] / 2**30:.1f} GiB"
         )
+        epoch, left = f"epoch {line['epoch']}/{self._epochs}  step", f"{self._left(line['step'])} left"
         if self._live:
-            self._live.update(self._live.task_ids[0], completed=line["step"], text=text)
+            self._steps.update(self._steps.task_ids[0], completed=line["step"], description=epoch, left=left)
+            self._live.update(Group(self._steps, Text(text, overflow="ellipsis", no_wrap=True)))
         else:
-            self.say(f"epoch {line['epoch']}/{self._epochs}  step {line['step']}/{self._total}  {text}")
+            self.say(f"{epoch} {line['step']}/{self._total}  {text}  {left}")
 
     def validation(self, line: Line, *, best: bool) -> None:
         """Report a line of kind "val"."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
-import os
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastirv2.errors import DataError, UsageError
+from fastirv2.files import write_file
 
 Line = dict[str, Any]
 COLUMNS = (
@@ -38,24 +41,37 @@ def rates(sums: Iterable[float]) -> Line:
 
 
 class Metrics:
-    """The file metrics.jsonl of a run; every line is whole and on its way to the disk before the run goes on."""
+    """The file metrics.jsonl of a run; every line is whole and on its way to the disk before the run goes on.
+
+    Its methods raise DataError when the file cannot be written.
+    """
 
     def __init__(self, run: Path) -> None:
         self.path = run / "metrics.jsonl"
 
     def add(self, line: Line) -> None:
-        """Append a line; raises DataError when the disk is full."""
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            reason = f"{self.path} cannot be written: {error.strerror}"
-            raise DataError(f"{reason}; make room and give the same command again") from error
+        """Append a line; a number that is none (a loss that overflowed) is written as null, which JSON has."""
+        with _said(self.path), self.path.open("a") as file:
+            file.write(_json(line))
 
     def cut(self, step: int) -> None:
         """Drop what was written after `step`: the run goes on from there and will write it again."""
-        lines = [line for line in read_metrics(self.path) if line["step"] <= step]
-        _replace(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        with _said(self.path):
+            lines = [_json(line) for line in read_metrics(self.path) if line["step"] <= step]
+            write_file(self.path, lambda file: file.write("".join(lines).encode()))
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}; mend that and give the same command again") from error
+
+
+def _json(line: Line) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[Line]:
@@ -72,10 +88,11 @@ def read_metrics(path: Path) -> list[Line]:
 
 
 def epochs(lines: list[Line]) -> list[Line]:
-    """Return a row an epoch, with the columns `COLUMNS`: training averaged over the epoch's images, and its validation."""
-    rows = []
+    """Return a row a validation, with the columns `COLUMNS`; training is averaged over the images since the one before."""
+    rows, last = [], 0
     for val in (line for line in lines if line["kind"] == "val"):
-        train = [line for line in lines if line["kind"] == "train" and line["epoch"] == val["epoch"]]
+        train = [line for line in lines if line["kind"] == "train" and last < line["step"] <= val["step"]]
+        last = val["step"]
         images = sum(line["images"] for line in train)
         seconds = sum(line["images"] / line["images_per_second"] for line in train)
         row: Line = {"epoch": val["epoch"], "step": val["step"], "lr": train[-1]["lr"] if train else None}
@@ -89,24 +106,17 @@ def epochs(lines: list[Line]) -> list[Line]:
 
 
 def write_summary(run: Path) -> None:
-    """Write summary.csv from metrics.jsonl."""
+    """Write summary.csv from metrics.jsonl; raises DataError when it cannot be written."""
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, COLUMNS)
+    writer.writeheader()
     rows = epochs(read_metrics(run / "metrics.jsonl"))
-    aside = run / "summary.csv.partial"
-    with aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows({name: _rounded(row[name]) for name in COLUMNS} for row in rows)
-    aside.rename(run / "summary.csv")
+    writer.writerows({name: _rounded(row[name]) for name in COLUMNS} for row in rows)
+    path = run / "summary.csv"
+    with _said(path):
+        write_file(path, lambda file: file.write(table.getvalue().encode()))
 
 
 def _rounded(value: float | None) -> float | str | None:
     return f"{value:.6g}" if isinstance(value, float) else value
 
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_suffix(".partial")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from fastirv2.errors import DataError, UsageError
+from fastirv2.files import sync_folder, write_file
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -32,7 +32,7 @@ class CheckpointConfig:
     """Keep the checkpoint of every so manyth epoch for good; 0: none."""
 
     def __post_init__(self) -> None:
-        if self.minutes < 0 or self.steps < 0 or self.keep < 1 or self.keep_every < 0:
+        if not 0 <= self.minutes < math.inf or self.steps < 0 or self.keep < 1 or self.keep_every < 0:
             raise UsageError(
                 f"checkpoint: keep must be at least 1 and the others not negative; got minutes {self.minutes}, "
                 f"steps {self.steps}, keep {self.keep}, keep-every {self.keep_every}"
@@ -45,68 +45,75 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, state: dict[str, Any], step: int, *, best: bool) -> Path:
-        """Write the state of `step` aside, flush it to disk, rename it; then point `latest.pt`, and `best.pt` if asked, to it.
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of `step` is."""
+        return self.folder / f"step-{step:08d}.pt"
+
+    def save(self, state: dict[str, Any], step: int, best_step: int) -> None:
+        """Write the state of `step` aside, flush it to disk, rename it; then point `latest.pt` and `best.pt` where they belong.
 
         Raises:
             DataError: the disk is full or the folder cannot be written; the checkpoints before it are untouched.
         """
-        path = self.folder / f"step-{step:08d}.pt"
-        aside = path.with_suffix(".partial")
+        state = {"format": FORMAT, **_on_host(state)}  # before the file: an error of the device is none of the disk
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                torch.save({"format": FORMAT, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.rename(path)
-            for name in ["latest.pt", *(["best.pt"] if best else [])]:
-                self._link(name, path.name)
-            _flush_folder(self.folder)
+            write_file(self.path(step), lambda file: torch.save(state, file))
+            self.link(step, best_step)
         except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as a RuntimeError
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
             raise DataError(
-                f"checkpoint {path} cannot be written: {_reason(error)}; make room and give the same command again, "
+                f"checkpoint {self.path(step)} cannot be written: {_reason(error)}; make room and give the same command again, "
                 "it goes on from the checkpoint before"
             ) from error
-        return path
 
-    def _link(self, name: str, target: str) -> None:
-        aside = self.folder / f".{name}.partial"
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(target)
-        aside.rename(self.folder / name)
+    def link(self, latest_step: int, best_step: int) -> None:
+        """Point `latest.pt` and, where that file is there, `best.pt` to the checkpoints of these steps."""
+        for name, path in (("latest.pt", self.path(latest_step)), ("best.pt", self.path(best_step))):
+            if path.exists():
+                aside = self.folder / f".{name}.new"
+                aside.unlink(missing_ok=True)
+                aside.symlink_to(path.name)
+                aside.rename(self.folder / name)
+        sync_folder(self.folder)
 
-    def prune(self, keep: int, kept_for_good: Callable[[int], bool]) -> None:
+    def prune(self, keep: int, best_step: int, kept_for_good: Callable[[int], bool]) -> None:
         """Delete all but the last `keep`, the best, and those whose step is `kept_for_good`."""
-        best = self.folder / "best.pt"
-        spared = {best.resolve().name} if best.is_symlink() else set()
-        for step, path in self._numbered()[:-keep]:
-            if path.name not in spared and not kept_for_good(step):
-                path.unlink(missing_ok=True)
+        for step in self.steps()[:-keep]:
+            if step != best_step and not kept_for_good(step):
+                self.path(step).unlink(missing_ok=True)
 
-    def _numbered(self) -> list[tuple[int, Path]]:
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints there, in order."""
         if not self.folder.is_dir():
             return []
-        matches = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
-        return sorted((int(match[1]), path) for match, path in matches if match)
+        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
     def load_latest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
-        """Read the last whole checkpoint, or None if there is none; a cut one is passed over with a warning.
+        """Read the last whole checkpoint, or None if there is none; a cut one is set aside with a warning.
 
         Raises:
             DataError: there are checkpoints and none can be read.
         """
-        found = self._numbered()
-        for _, path in reversed(found):
+        found = self.steps()
+        for step in reversed(found):
             try:
-                return read(path)
+                return read(self.path(step))
             except DataError as error:
-                warn(f"{error}; the one before it is used")
+                aside = self.path(step).with_suffix(".broken")
+                warn(f"{error}; it is set aside as {aside.name}, and the one before it is used")
+                self.path(step).rename(aside)
         if found:
             raise DataError(f"none of the {len(found)} checkpoints in {self.folder} can be read; --fresh begins a new run")
         return None
+
+
+def _on_host(value: Any) -> Any:
+    """Return nested values with every tensor on the CPU."""
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_host(item) for item in value)
+    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -127,10 +134,3 @@ def read(path: Path) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
 
-
-def _flush_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

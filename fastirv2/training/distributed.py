@@ -16,6 +16,7 @@ import torch.distributed as dist
 from fastirv2.errors import UsageError, UserError
 
 T = TypeVar("T")
+_FAILED = "fastirv2/failed"
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,19 @@ def join(device: str) -> Process:
         raise UsageError(f"{local_world} ranks on a host with {gpus} GPUs; use --nproc-per-node {gpus}, or --train.device cpu")
     if gpus:
         torch.cuda.set_device(local_rank)
-    else:
+    elif local_world > 1:  # torchrun would give each rank one thread
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     here = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if world > 1:
         dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(minutes=30), device_id=here if gpus else None)
     return Process(rank, world, local_rank, local_world, here)
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed the generators that this rank draws from: the CPU's and, on a GPU, that of its own device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 def leave() -> None:
@@ -108,8 +116,28 @@ def together(work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def tell_peers(code: int) -> None:
+    """Leave word that this rank fails with an exit code, so that the others end quietly instead of with a lost connection."""
+    if dist.is_initialized():
+        _store().set(_FAILED, str(code))
+
+
+def told_by_peer() -> int | None:
+    """Return the exit code that another rank has failed with, if one has."""
+    if not dist.is_initialized():
+        return None
+    try:
+        return int(_store().get(_FAILED)) if _store().check([_FAILED]) else None
+    except (RuntimeError, ValueError):  # the store itself is gone
+        return None
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
+
+
 class Agreement:
-    """Ctrl-C, SIGTERM and SIGUSR1, and rank 0's wish for a checkpoint, agreed upon by all ranks at the same step.
+    """Ctrl-C, SIGTERM and the like, and rank 0's wish for a checkpoint, agreed upon by all ranks at the same step.
 
     The flags travel in an asynchronous all-reduce that is read one step later, so that no step waits for it.
     """
@@ -118,7 +146,7 @@ class Agreement:
         self._received = 0
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._sent: tuple[dist.Work, torch.Tensor] | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
@@ -126,8 +154,12 @@ class Agreement:
             raise KeyboardInterrupt
         self._received = number
 
-    def reach(self, *, checkpoint: bool) -> tuple[int, bool]:
-        """Return the signal that some rank had received (0: none) and whether rank 0 wants a checkpoint; once every step."""
+    def reach(self, *, checkpoint: bool = False) -> tuple[int, bool]:
+        """Return the signal that some rank had received (0: none) and whether rank 0 asks for a checkpoint.
+
+        Every rank calls this equally often. With several ranks the answer is that to the call before; a wish is to be
+        said once.
+        """
         if self._group is None:
             return self._received, checkpoint
         received, wanted = self._read()
@@ -144,5 +176,8 @@ class Agreement:
         return int(flags[0]), int(flags[1])
 
     def close(self) -> None:
-        """Wait for what is still under way."""
+        """Wait for what is still under way, and give the signals back."""
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self._read()

@@ -116,11 +116,16 @@ class Engine:
         optimizer.zero_grad(set_to_none=True)
 
     @torch.inference_mode()
-    def validate(self, batches: Iterator[Batch], steps: int) -> torch.Tensor:
-        """Run `steps` batches of every rank; return loss, top-1 and top-5 correct, images, summed over all ranks and images."""
+    def validate(self, batches: Iterator[Batch], steps: int, stop: Callable[[], bool]) -> torch.Tensor | None:
+        """Run `steps` batches of every rank; return loss, top-1 and top-5 correct, images, summed over all ranks and images.
+
+        `stop` is asked before each batch, and once it says yes, on all ranks at the same batch, None is returned.
+        """
         self.model.eval()
         counts = Counts(self.device)
         for _ in range(steps):
+            if stop():
+                return None
             images, labels, valid = next(batches)
             with self.autocast():
                 logits = self.model(self.normalise(images, self.dtype))
@@ -128,6 +133,12 @@ class Engine:
             counts.add(logits, labels, losses, torch.arange(len(labels), device=self.device) < valid)
         self.model.train()
         return counts.take()
+
+    @torch.no_grad()
+    def weights_are_finite(self) -> bool:
+        """Say whether every parameter is; the host waits for the answer."""
+        norms = torch._foreach_norm(list(self.model.parameters()))
+        return bool(torch.stack(norms).isfinite().all())
 
 
 def _data_parallel(model: nn.Module, process: Process) -> DistributedDataParallel:

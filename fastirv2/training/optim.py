@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ class OptimizerConfig:
     """L2 penalty added to the gradient of every parameter, normalisation and biases included."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.momentum < 1 or self.weight_decay < 0:
+        if not (0 < self.momentum < 1 and 0 <= self.weight_decay < math.inf):
             raise UsageError(
                 f"optimizer: momentum must lie between 0 and 1 and weight-decay not below 0; "
                 f"got momentum {self.momentum}, weight-decay {self.weight_decay}"

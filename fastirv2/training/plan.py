@@ -24,10 +24,10 @@ class TrainConfig:
     batch: int = 0
     """Images that a device holds in one pass; 0: all of its share that fits the rest, at most 256."""
     bn_batch: int = 32
-    """Images that batch-normalisation statistics are taken over, whatever the number of devices; 0: a device's own pass."""
+    """Images that batch-normalisation statistics are taken over with sync-bn auto; 0: a device's own pass."""
     sync_bn: SyncBN = "auto"
-    """Statistics over bn-batch images (auto), over all ranks (on), or over each rank's own pass: with running statistics
-    averaged over the ranks (local), or those of rank 0 (off)."""
+    """Statistics over bn-batch images whatever the number of devices (auto), over all ranks (on), or over each rank's own
+    pass: with running statistics averaged over the ranks (local), or those of rank 0 (off)."""
     amp: Amp = "auto"
     """Precision: bf16 autocast, tf32 or fp32 or fp64 throughout; auto: bf16 where the device computes in it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -35,13 +35,14 @@ class TrainConfig:
     seed: int = 0
     """Seed of the weights, of the order of the records, and of all that is random about them."""
     stop_after: int = 0
-    """Stop with a checkpoint after this step, as if interrupted; 0: at the end."""
+    """Stop with a checkpoint after this step, as if interrupted; 0: at the end. Without it, the same command goes on."""
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.global_batch) < 1 or min(self.batch, self.bn_batch, self.stop_after, self.seed) < 0:
+        small = min(self.batch, self.bn_batch, self.stop_after, self.seed) < 0
+        if small or min(self.epochs, self.global_batch) < 1 or self.seed >= 2**63:
             raise UsageError(
-                "train: epochs and global-batch must be positive, batch, bn-batch, seed and stop-after not negative; got "
-                f"{self.epochs}, {self.global_batch}, {self.batch}, {self.bn_batch}, {self.seed}, {self.stop_after}"
+                "train: epochs and global-batch must be positive, batch, bn-batch, stop-after, seed (< 2^63) at least 0; got "
+                f"{self.epochs}, {self.global_batch}, {self.batch}, {self.bn_batch}, {self.stop_after}, {self.seed}"
             )
 
 
@@ -120,7 +121,10 @@ def make_plan(*, global_batch: int, world: int, batch: int, bn_batch: int, sync_
         )
     chosen = batch or next((d for d in fitting if d <= LARGEST_DEFAULT_BATCH), fitting[-1])
     ranks, splits = {"auto": _bn_shape(chosen, world, bn_batch), "on": (world, 1)}.get(sync_bn) or (1, 1)
-    return Plan(global_batch, world, chosen, share // chosen, ranks, splits, count, epochs)
+    plan = Plan(global_batch, world, chosen, share // chosen, ranks, splits, count, epochs)
+    if plan.bn_images < 2:
+        raise UsageError("normalisation statistics over a single image make no sense; use a larger batch")
+    return plan
 
 
 def _bn_shape(batch: int, world: int, bn_batch: int) -> tuple[int, int] | None:

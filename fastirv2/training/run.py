@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import resource
 import time
 from dataclasses import dataclass
@@ -11,14 +13,15 @@ from typing import Any, Protocol
 import torch
 
 from fastirv2.errors import DivergedError
-from fastirv2.models.norm import average_running_statistics
+from fastirv2.models.norm import unite_running_statistics
 from fastirv2.report.board import Board
 from fastirv2.report.console import Console
+from fastirv2.report.curves import plot
 from fastirv2.report.metrics import Metrics, rates, write_summary
 from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints
 from fastirv2.training.distributed import Agreement, Process, sum_over_ranks
 from fastirv2.training.engine import Batch, Engine
-from fastirv2.training.plan import Plan
+from fastirv2.training.plan import Plan, SyncBN
 
 
 class Batches(Protocol):
@@ -44,27 +47,44 @@ class Run:
     table: dict[str, Any]  # the resolved configuration, as it is kept in checkpoints
     classes: list[str]
     checkpoint: CheckpointConfig
-    average_statistics: bool  # the ranks normalise over images of their own, so running statistics must be averaged
+    sync_bn: SyncBN
     engine: Engine
     optimizer: torch.optim.Optimizer
     train: Batches
     val: Batches
     val_steps: int
     agreement: Agreement
+    board: Board | None = None  # on the first rank, from the first step on
     step: int = 0
+    pending: int = 0  # an epoch that has ended and is not yet validated
     best_error: float = float("inf")
     best_epoch: int = 0
+    best_step: int = 0
     interval: float = 0.0  # when the interval of the next log line began, on the perf_counter clock
     paused: float = 0.0  # seconds of it spent on validation and checkpoints
     saved: float = 0.0  # when the last checkpoint was written
-    board: Board | None = None  # on the first rank, from the first step on
+    saved_step: int = 0  # and of which step
+    asked: bool = False  # whether the clock's wish for the next checkpoint has been said
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints."""
+        return Checkpoints(self.folder / "checkpoints")
 
     def begin(self) -> None:
         """Start the clocks and, on the first rank, all that reports."""
         self.console.begin(self.step, self.plan.total_steps, self.plan.epochs)
         if self.process.first:
             self.board = Board(self.folder / "tensorboard", self.step)
-        self.interval = self.saved = time.perf_counter()
+        self.saved = time.perf_counter()
+        self.interval += self.saved  # what a checkpoint said of the interval it was written in is negative
+
+    def end(self) -> None:
+        """Stop all that runs beside the steps; what cannot be stopped cleanly does not hide why the run ends."""
+        stops = [self.console.end, self.train.close, self.val.close, self.agreement.close]
+        for stop in [*stops, *([self.board.close] if self.board else [])]:
+            with contextlib.suppress(OSError, RuntimeError):
+                stop()
 
     def report(self, line: dict[str, Any]) -> None:
         """Write a line to the files of the run."""
@@ -72,20 +92,14 @@ class Run:
         if self.board:
             self.board.add(line)
 
-    def end(self) -> None:
-        """Stop all that runs beside the steps."""
-        self.console.end()
-        if self.board:
-            self.board.close()
-        self.agreement.close()
-        self.train.close()
-        self.val.close()
-
-    def checkpoint_due(self) -> bool:
-        """Say whether the options ask for a checkpoint after this step; on rank 0 the clock does too."""
+    def agree(self) -> tuple[int, bool]:
+        """Return, the same on all ranks, the signal that came (0: none) and whether a checkpoint is due by clock or steps."""
         minutes, steps = self.checkpoint.minutes, self.checkpoint.steps
-        late = self.process.first and minutes > 0 and time.perf_counter() - self.saved > 60 * minutes
-        return late or (steps > 0 and self.step % steps == 0)
+        late = minutes > 0 and time.perf_counter() - self.saved > 60 * minutes
+        wish = self.process.first and late and not self.asked
+        self.asked |= wish
+        received, due = self.agreement.reach(checkpoint=wish)
+        return received, due or (steps > 0 and self.step % steps == 0)
 
 
 def log_interval(run: Run, rate: float) -> None:
@@ -95,6 +109,7 @@ def log_interval(run: Run, rate: float) -> None:
         DivergedError: the loss is no finite number.
     """
     sums = run.engine.train_counts.take()
+    _check_finite(run, float(sums[0]))
     seconds = time.perf_counter() - run.interval - run.paused
     shares = torch.zeros(run.process.world, dtype=torch.float64, device=run.engine.device)
     shares[run.process.rank] = run.train.wait_seconds() / seconds
@@ -106,16 +121,17 @@ def log_interval(run: Run, rate: float) -> None:
         "memory_bytes": peak_memory(run.engine.device), "time": time.time(),
     }  # fmt: skip
     run.interval, run.paused = time.perf_counter(), 0.0
-    if not torch.isfinite(sums[0]):
-        error = DivergedError(
-            f"the loss is {float(sums[0])} by step {run.step}: training diverged; begin anew with a lower --schedule.rate "
-            f"in another RUN ({run.folder} keeps its last checkpoint)"
-        )
-        error.shared = True
-        raise error
     if run.process.first:
         run.report(line)
         run.console.train(line)
+
+
+def _check_finite(run: Run, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss is {loss} by step {run.step}: training diverged; begin anew with a lower --schedule.rate in another RUN "
+            f"({run.folder} keeps its last checkpoint)"
+        )
 
 
 def peak_memory(device: torch.device) -> int:
@@ -125,60 +141,90 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def validate(run: Run, epoch: int) -> bool:
-    """Validate at an epoch's end, log it, and say whether it is the best so far."""
+def validate(run: Run) -> int:
+    """Validate the epoch that is pending, log it, and note whether it is the best so far.
+
+    Returns:
+        0, or the signal that came meanwhile, the same on all ranks; the epoch then stays pending.
+    """
     begun = time.perf_counter()
     settle_statistics(run)
-    sums = run.engine.validate(run.val, run.val_steps)
+    received = 0
+
+    def told_to_stop() -> bool:
+        nonlocal received
+        received = run.agreement.reach()[0]
+        return received > 0
+
+    sums = run.engine.validate(run.val, run.val_steps, told_to_stop)
+    run.val.wait_seconds()
+    run.paused += time.perf_counter() - begun
+    if sums is None:
+        return received
     counts = {"images": int(sums[3]), "top1_correct": int(sums[1]), "top5_correct": int(sums[2])}
-    line = {"kind": "val", "step": run.step, "epoch": epoch, **counts, **rates(sums.tolist()), "weights": "raw"}
-    improved = line["top1_error"] < run.best_error
-    if improved:
-        run.best_error, run.best_epoch = line["top1_error"], epoch
+    line = {"kind": "val", "step": run.step, "epoch": run.pending, **counts, **rates(sums.tolist()), "weights": "raw"}
+    best = math.isfinite(line["loss"]) and line["top1_error"] < run.best_error
+    if best:
+        run.best_error, run.best_epoch, run.best_step = line["top1_error"], run.pending, run.step
+    run.pending = 0
     if run.process.first:
         run.report(line)
-        write_summary(run.folder)
-        run.console.validation(line, best=improved)
-    run.paused += time.perf_counter() - begun
-    return improved
+        run.console.validation(line, best=best)
+    return 0
 
 
 def settle_statistics(run: Run) -> None:
-    """Make the running statistics the same on all ranks."""
-    if run.average_statistics:
-        average_running_statistics(run.engine.model)
+    """Make the running statistics the same on all ranks, where ranks normalise over images of their own."""
+    if run.plan.bn_ranks < run.process.world:
+        unite_running_statistics(run.engine.model, average=run.sync_bn != "off")
 
 
-def save(run: Run, *, best: bool) -> None:
-    """Write a checkpoint: rank 0's state is every rank's, but for the counts since the last line, which are summed."""
+def save(run: Run) -> None:
+    """Write a checkpoint: rank 0's state is every rank's, but for the counts since the last line, which are summed.
+
+    Raises:
+        DivergedError: the loss or a weight is no finite number; what was saved before stays.
+        DataError: it cannot be written.
+    """
     begun = time.perf_counter()
     settle_statistics(run)
     sums = run.engine.train_counts.take()
+    _check_finite(run, float(sums[0]) if run.engine.weights_are_finite() else math.nan)
     if run.process.first:
         run.engine.train_counts.add_sums(sums)
         state = {
-            "step": run.step, "best_error": run.best_error, "best_epoch": run.best_epoch, "train_counts": sums,
+            "step": run.step, "pending": run.pending, "best_error": run.best_error, "best_epoch": run.best_epoch,
+            "best_step": run.best_step, "train_counts": sums, "interval_seconds": begun - run.interval - run.paused,
             "model": run.engine.model.state_dict(), "optimizer": run.optimizer.state_dict(),
             "classes": run.classes, "config": run.table,
         }  # fmt: skip
-        checkpoints = Checkpoints(run.folder / "checkpoints")
-        checkpoints.save(state, run.step, best=best)
-        checkpoints.prune(run.checkpoint.keep, lambda step: _is_kept(run.plan, step, run.checkpoint.keep_every))
-    run.saved = time.perf_counter()
+        run.checkpoints.save(state, run.step, run.best_step)
+        run.checkpoints.prune(run.checkpoint.keep, run.best_step, lambda step: _kept(run.plan, step, run.checkpoint.keep_every))
+    run.saved, run.saved_step, run.asked = time.perf_counter(), run.step, False
     run.paused += run.saved - begun
 
 
-def _is_kept(plan: Plan, step: int, every: int) -> bool:
+def _kept(plan: Plan, step: int, every: int) -> bool:
     """Say whether `step` ends an epoch whose number `every` divides."""
     epoch = plan.ended_by(step)
     return every > 0 and epoch > 0 and epoch % every == 0
 
 
+def draw(run: Run) -> None:
+    """Write summary.csv and curves.png from what was measured so far."""
+    if run.process.first and run.best_epoch:
+        write_summary(run.folder)
+        plot([run.folder], run.folder / "curves.png")
+
+
 def restore(run: Run, state: dict[str, Any]) -> None:
-    """Take up a checkpoint; what was logged after it is dropped, since it will be done again."""
+    """Take up a checkpoint: weights, optimizer, counts, and the best so far, unless its file is gone."""
     run.engine.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.step, run.best_error, run.best_epoch = state["step"], state["best_error"], state["best_epoch"]
+    run.step, run.pending = state["step"], state["pending"]
+    if run.checkpoints.path(state["best_step"]).exists():
+        run.best_error, run.best_epoch, run.best_step = state["best_error"], state["best_epoch"], state["best_step"]
+    run.interval = -state["interval_seconds"]
     if run.process.first:
         run.engine.train_counts.add_sums(state["train_counts"])
-        Metrics(run.folder).cut(run.step)
+        run.checkpoints.link(run.step, run.best_step)

@@ -37,7 +37,8 @@ class ScheduleConfig:
     """Steps of the warm-up."""
 
     def __post_init__(self) -> None:
-        if self.rate <= 0 or not 0 < self.factor <= 1 or self.interval < 1 or self.batch < 1 or self.warmup_epochs < 0:
+        finite = 0 < self.rate < math.inf and 0 < self.factor <= 1 and 0 <= self.warmup_epochs < math.inf
+        if not finite or self.interval < 1 or self.batch < 1:
             raise UsageError(
                 "schedule: rate, interval and batch must be positive, factor in (0, 1], warmup-epochs not negative; "
                 f"got rate {self.rate}, factor {self.factor}, interval {self.interval}, batch {self.batch}, "

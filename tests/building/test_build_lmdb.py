@@ -182,6 +182,7 @@ import os, pathlib, signal, sys
 import fastirv2.build_lmdb as command
 import fastirv2.building.partial as partial
 import fastirv2.building.writer as writer
+import fastirv2.files as files
 
 def dying(function, calls):
     def wrapper(*arguments, **options):
@@ -223,7 +224,7 @@ def mixed(tmp_path_factory):
         pytest.param("writer.RecordWriter", "_go_on", 0, id="before the first image"),
         pytest.param("writer.RecordWriter", "add", 45, id="between two commits"),
         pytest.param("command", "write_dataset", 0, id="after the last image"),
-        pytest.param("writer", "sync_folder", 0, id="after index.npy"),
+        pytest.param("files", "sync_folder", 1, id="after index.npy"),
         pytest.param("partial", "sync_folder", 0, id="before the rename"),
         pytest.param("partial", "sync_folder", 1, id="after the rename"),
     ],

@@ -44,11 +44,12 @@ def test_over_pairs_of_ranks_it_is_torchs_over_their_halves(four_ranks):
         assert_same(joined(four_ranks[2 * i : 2 * i + 2], "pairs"), reference(*half))
 
 
-def test_averaged_running_statistics_are_the_same_on_all_ranks(four_ranks):
+def test_united_running_statistics_are_the_average_or_rank_0s_on_all_ranks(four_ranks):
     means = [rank["pairs"]["mean"] for rank in four_ranks]
     assert not torch.equal(means[0], means[2])
     for rank in four_ranks:
-        torch.testing.assert_close(rank["pairs"]["averaged_mean"], (means[0] + means[2]) / 2)
+        torch.testing.assert_close(rank["pairs"]["mean_True"], (means[0] + means[2]) / 2)
+        assert torch.equal(rank["pairs"]["mean_False"], means[0])
 
 
 def test_parts_of_a_batch_are_normalised_each_on_its_own():

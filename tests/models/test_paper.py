@@ -100,3 +100,10 @@ def test_smallest_input_runs_and_activations_stay_channels_last(arch):
 def test_an_unknown_network_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match="did you mean 'paper'"):
         models.create("papr")
+
+
+def test_the_last_layer_keeps_its_precision_under_autocast():
+    model = models.create("paper", num_classes=7).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.stem(torch.zeros(1, 3, 75, 75)).dtype == torch.bfloat16
+        assert model(torch.zeros(1, 3, 75, 75)).dtype == torch.float32

@@ -52,7 +52,13 @@ def test_summary_has_a_row_an_epoch(run):
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     assert [row["val_top1_error"] for row in rows] == ["60", "40"]
-    assert not (run / "summary.csv.partial").exists()
+    assert sorted(path.name for path in run.iterdir()) == ["metrics.jsonl", "summary.csv"]
+
+
+def test_a_loss_that_is_no_number_is_null_since_json_has_no_nan(tmp_path):
+    Metrics(tmp_path).add({**val(1, 1, 50), "loss": float("nan")})
+    assert '"loss": null' in (tmp_path / "metrics.jsonl").read_text()
+    assert epochs(read_metrics(tmp_path / "metrics.jsonl"))[0]["val_loss"] is None
 
 
 def test_cutting_drops_what_came_after_a_step(run):
@@ -70,7 +76,7 @@ def test_a_line_cut_by_a_kill_is_left_out_and_the_next_is_whole(run):
 
 
 def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path):
-    with pytest.raises(DataError, match="make room"):
+    with pytest.raises(DataError, match="cannot be written: No such file or directory; mend that"):
         Metrics(tmp_path / "none").add(LINES[0])
 
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from PIL import Image
 
 from tests.processes import run_python
 from tests.train.conftest import assert_done
@@ -74,6 +75,19 @@ def test_an_image_that_cannot_be_decoded_is_named(trainer, images, tmp_path):
     refused = trainer(tmp_path / "run", train=copy)
     assert_done(refused, 65)
     assert refused.stderr.startswith(f"fastirv2.train: {copy}/cat/05.jpg cannot be decoded")
+
+
+def test_an_image_that_only_other_programs_decode_is_named(trainer, images, tmp_path):
+    copy = shutil.copytree(images, tmp_path / "images")
+    Image.new("RGB", (90, 90)).save(copy / "cat/05.jpg", "GIF")
+    refused = trainer(tmp_path / "run", train=copy)
+    assert_done(refused, 65)
+    assert refused.stderr.startswith(f"fastirv2.train: {copy}/cat/05.jpg cannot be decoded (GIF is not decoded here)")
+
+
+def test_a_data_mdb_or_a_tar_is_not_read_as_a_list(trainer, lmdb_folder, tmp_path):
+    refused = one_sentence(trainer(tmp_path / "run", train=lmdb_folder / "data.mdb"), 65)
+    assert "data.mdb is no text file, but a list has lines of 'path label'; give the folder of an LMDB" in refused
 
 
 def test_a_run_folder_that_cannot_be_used(trainer, tmp_path):

@@ -1,13 +1,17 @@
 """A run that was stopped, in whatever way, ends as one that was not."""
 
 import csv
+import dataclasses
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
+from fastirv2.files import tomllib
 from tests.train.conftest import assert_done, latest, learned, metrics
 
 
@@ -80,6 +84,78 @@ def test_given_again_it_says_that_it_is_done(undisturbed, trainer, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")} == before
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_its_metrics_anew(undisturbed, trainer, tmp_path):
+    run = tmp_path / "run"
+    process = trainer.start(run)
+    wait_for_line(run, '"step": 1,', process)
+    process.kill()
+    process.communicate()
+    assert_done(trainer(run))
+    assert_same_end(run, undisturbed[0])
+
+
+def test_stopped_during_validation_it_saves_and_validates_when_it_goes_on(trainer, file_list, tmp_path):
+    run, many = tmp_path / "run", tmp_path / "many.txt"
+    images = file_list.parent
+    many.write_text("".join(f"{images}/{line}\n" for line in file_list.read_text().splitlines()) * 20)
+    options, val = ("--train.epochs", "1"), {"train": file_list, "val": many}
+    line = [sys.executable, *trainer.arguments(run, *options, **val)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_line(run, '"step": 3,', process)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert latest(run)["pending"] == 1
+    assert metrics(run, "val") == []
+    assert_done(trainer(run, *options, **val))
+    assert [(line["epoch"], line["images"]) for line in metrics(run, "val")] == [(1, 460)]
+    assert latest(run)["pending"] == 0
+    assert (run / "curves.png").exists()
+
+
+def test_a_second_trainer_on_a_run_is_told_who_holds_it(trainer, tmp_path):
+    run = tmp_path / "run"
+    process = trainer.start(run)
+    wait_for_line(run, '"step": 1,', process)
+    refused = trainer(run)
+    process.kill()
+    process.communicate()
+    assert_done(refused, 65)
+    assert refused.stderr == (
+        f"fastirv2.train: process {process.pid} trains in {run} already; wait for it, end it, or give another --out\n"
+    )
+
+
+def test_a_run_that_diverges_ends_with_70_and_keeps_only_finite_weights(trainer, tmp_path):
+    run = tmp_path / "run"
+    done = trainer(run, "--schedule.rate", "1e12", "--log.every", "3", "--checkpoint.steps", "1")
+    assert_done(done, 70)
+    assert "training diverged" in done.stderr
+    for path in run.rglob("step-*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert all(value.isfinite().all() for name, value in state["model"].items() if "running" not in name)
+
+
+def test_its_config_is_a_recipe(undisturbed, trainer, tmp_path):
+    table = tomllib.loads((undisturbed[0] / "config.toml").read_text())
+    assert table["data"]["train"] == str(trainer.data)
+    again = dataclasses.replace(trainer, recipe=undisturbed[0] / "config.toml")
+    run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
+    done = again(run)
+    assert_done(done)
+    assert "is done" in done.stdout
+
+
+def test_stopped_after_a_step_it_says_so_and_has_nothing_more_to_do(trainer, tmp_path):
+    run = tmp_path / "run"
+    first, second = (trainer(run, "--train.stop-after", "1") for _ in range(2))
+    assert_done(first)
+    assert "stopped after step 1, as asked" in first.stdout
+    assert_done(second)
+    assert "stands after step 1: --train.stop-after 1 leaves nothing to do" in second.stdout
+    assert latest(run)["step"] == 1
+
+
 def test_stopped_after_a_step_it_goes_on_to_the_same_bits(undisturbed, trainer, tmp_path):
     run = tmp_path / "run"
     for stop in ("2", "5"):
@@ -121,7 +197,7 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before(undisturbed, trainer
     done = trainer(run)
     assert_done(done)
     assert f"warning: checkpoint {last} cannot be read" in done.stderr
-    assert "the one before it is used" in done.stderr
+    assert "it is set aside as step-00000009.broken, and the one before it is used" in done.stderr
     assert "going on after step 6" in done.stdout
     assert_same_end(run, undisturbed[0])
 

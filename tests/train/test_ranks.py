@@ -1,5 +1,7 @@
 """Two ranks train what one trains."""
 
+import shutil
+
 import torch
 
 from tests.train.conftest import assert_done, latest, metrics
@@ -81,6 +83,26 @@ def test_ranks_that_do_not_divide_the_batch_get_one_sentence(trainer, tmp_path):
         "fastirv2.train: 2 ranks do not divide a global batch of 9 images; --train.global-batch 8 or 10 would do"
     ]
     assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_one_rank_cannot_decode_ends_all_with_one_sentence(trainer, images, tmp_path):
+    copy = shutil.copytree(images, tmp_path / "images")
+    (copy / "dog/09.jpg").write_bytes(b"no image")
+    refused = trainer(tmp_path / "run", ranks=2, train=copy)
+    sentence = f"{copy}/dog/09.jpg cannot be decoded (it is no image)"
+    assert [line for line in refused.stderr.splitlines() if sentence in line]
+    assert "Connection closed" not in refused.stderr
+    assert "fastirv2/training" not in refused.stderr
+
+
+def test_statistics_of_rank_0_are_everyones_with_sync_bn_off(trainer, tmp_path):
+    options = ("--train.sync-bn", "off", "--train.epochs", "1", "--model.dropout", "0")
+    assert_done(trainer(tmp_path / "run", *options, ranks=2))
+    one = trainer(tmp_path / "run", *options, "--train.epochs", "1")
+    assert "is done" in one.stdout
+    (line,) = metrics(tmp_path / "run", "val")
+    assert line["images"] == 23
+    assert line["loss"] is not None
 
 
 def test_missing_data_on_two_ranks_is_said_once(trainer, tmp_path):

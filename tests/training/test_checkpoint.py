@@ -23,31 +23,34 @@ def names(checkpoints):
     return sorted(path.name for path in checkpoints.folder.iterdir())
 
 
-def never(_):
-    return False
-
-
 def test_what_was_saved_is_read(checkpoints):
-    path = checkpoints.save({"step": 12, "model": {"w": torch.arange(3)}}, 12, best=True)
+    checkpoints.save({"step": 12, "model": {"w": torch.arange(3)}}, 12, best_step=12)
     state = checkpoints.load_latest(pytest.fail)
-    assert path.name == "step-00000012.pt"
     assert torch.equal(state["model"]["w"], torch.arange(3))
     assert names(checkpoints) == ["best.pt", "latest.pt", "step-00000012.pt"]
 
 
 def test_links_are_relative_and_follow(checkpoints):
-    checkpoints.save({"step": 1}, 1, best=True)
-    checkpoints.save({"step": 2}, 2, best=False)
+    checkpoints.save({"step": 1}, 1, best_step=1)
+    checkpoints.save({"step": 2}, 2, best_step=1)
     assert os.readlink(checkpoints.folder / "latest.pt") == "step-00000002.pt"
     assert os.readlink(checkpoints.folder / "best.pt") == "step-00000001.pt"
 
 
 def test_the_last_the_best_and_those_kept_for_good_stay(checkpoints):
     for step in range(1, 9):
-        checkpoints.save({"step": step}, step, best=step == 3)
-        checkpoints.prune(2, lambda step: step % 5 == 0)
+        checkpoints.save({"step": step}, step, best_step=3)
+        checkpoints.prune(2, 3, lambda step: step % 5 == 0)
     kept = [f"step-{step:08}.pt" for step in (3, 5, 7, 8)]
     assert names(checkpoints) == ["best.pt", "latest.pt", *kept]
+
+
+def test_a_kill_between_the_file_and_its_links_is_made_good(checkpoints):
+    checkpoints.save({"step": 1}, 1, best_step=1)
+    checkpoints.save({"step": 2}, 2, best_step=2)
+    (checkpoints.folder / "best.pt").unlink()
+    checkpoints.link(2, 2)
+    assert os.readlink(checkpoints.folder / "best.pt") == "step-00000002.pt"
 
 
 def test_nothing_there_is_no_checkpoint(checkpoints):
@@ -56,18 +59,24 @@ def test_nothing_there_is_no_checkpoint(checkpoints):
 
 @pytest.mark.parametrize("left", [0, 100, -1])
 def test_a_cut_checkpoint_is_passed_over_and_said(checkpoints, left):
-    checkpoints.save({"step": 1, "w": torch.zeros(1000)}, 1, best=True)
-    cut = checkpoints.save({"step": 2, "w": torch.ones(1000)}, 2, best=False)
+    for step in (1, 2):
+        checkpoints.save({"step": step, "w": torch.ones(1000)}, step, best_step=1)
+    cut = checkpoints.path(2)
     cut.write_bytes(cut.read_bytes()[:left])
     said = []
     assert checkpoints.load_latest(said.append)["step"] == 1
     assert len(said) == 1
     assert str(cut) in said[0]
-    assert said[0].endswith("the one before it is used")
+    assert said[0].endswith("it is set aside as step-00000002.broken, and the one before it is used")
+    assert checkpoints.steps() == [1]
+    checkpoints.save({"step": 2}, 2, best_step=1)
+    checkpoints.prune(1, 2, lambda step: False)
+    assert checkpoints.load_latest(pytest.fail)["step"] == 2
 
 
 def test_when_none_can_be_read_it_is_an_error(checkpoints):
-    checkpoints.save({"step": 1}, 1, best=True).write_bytes(b"")
+    checkpoints.save({"step": 1}, 1, best_step=1)
+    checkpoints.path(1).write_bytes(b"")
     with pytest.raises(DataError, match="none of the 1 checkpoints"):
         checkpoints.load_latest(lambda _: None)
 
@@ -95,13 +104,13 @@ def test_another_file_is_no_checkpoint(tmp_path):
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(checkpoints):
     """A file-size limit stands for the full disk: the write fails half way."""
-    checkpoints.save({"step": 1}, 1, best=True)
+    checkpoints.save({"step": 1}, 1, best_step=1)
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
         with pytest.raises(DataError, match="cannot be written"):
-            checkpoints.save({"step": 2, "w": torch.zeros(1_000_000)}, 2, best=True)
+            checkpoints.save({"step": 2, "w": torch.zeros(1_000_000)}, 2, best_step=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
@@ -115,8 +124,8 @@ from fastirv2.training.checkpoint import Checkpoints
 checkpoints, step = Checkpoints(pathlib.Path(sys.argv[1])), 0
 while True:
     step += 1
-    checkpoints.save({"step": step, "w": torch.full((300_000,), step)}, step, best=True)
-    checkpoints.prune(2, lambda _: False)
+    checkpoints.save({"step": step, "w": torch.full((300_000,), step)}, step, best_step=step)
+    checkpoints.prune(2, step, lambda _: False)
     print(step, flush=True)
 """
 
@@ -135,7 +144,7 @@ def test_a_kill_at_any_instant_leaves_a_whole_checkpoint(checkpoints):
             path.unlink()
 
 
-@pytest.mark.parametrize("wrong", [{"keep": 0}, {"minutes": -1.0}, {"steps": -1}])
+@pytest.mark.parametrize("wrong", [{"keep": 0}, {"minutes": -1.0}, {"minutes": float("nan")}, {"steps": -1}])
 def test_options_out_of_bounds_are_refused(wrong):
     from fastirv2.errors import UsageError
 

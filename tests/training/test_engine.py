@@ -75,10 +75,27 @@ def test_validation_leaves_the_network_in_training_and_its_weights_alone():
     engine = Engine(Tiny(), ALONE, amp="fp32", accumulation=1, normalise=scaled)
     before = engine.model.linear.weight.clone()
     images, labels, _ = next(batches(1))
-    sums = engine.validate(iter([(images, labels, 8), (images, labels, 3), (images, labels, 0)]), 3)
+    sums = engine.validate(iter([(images, labels, 8), (images, labels, 3), (images, labels, 0)]), 3, lambda: False)
     assert sums[3] == 11
     assert engine.model.training
     assert torch.equal(engine.model.linear.weight, before)
+
+
+def test_validation_ends_when_it_is_told_to():
+    engine = Engine(Tiny(), ALONE, amp="fp32", accumulation=1, normalise=scaled)
+    answers = iter([False, True])
+    images, labels, _ = next(batches(1))
+    seen = iter([(images, labels, 8)] * 3)
+    assert engine.validate(seen, 3, lambda: next(answers)) is None
+    assert len(list(seen)) == 2
+
+
+def test_weights_are_finite_or_not():
+    engine = Engine(Tiny(), ALONE, amp="fp32", accumulation=1, normalise=scaled)
+    assert engine.weights_are_finite()
+    with torch.no_grad():
+        engine.model.linear.bias[3] = float("nan")
+    assert not engine.weights_are_finite()
 
 
 def test_precision_is_chosen_for_the_device():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastirv2.errors import UsageError
-from fastirv2.training.plan import make_plan
+from fastirv2.training.plan import Plan, make_plan
 
 
 def plan(global_batch=64, world=1, batch=0, bn_batch=32, sync_bn="auto", count=1_281_167, epochs=90):
@@ -41,6 +41,7 @@ def test_a_large_share_is_taken_in_passes_of_at_most_256():
         ({"world": 65}, "--train.global-batch 65 would do"),
         ({"batch": 48}, "--train.batch 48 does not divide the 64 images .* one of 64, 32 would do"),
         ({"batch": 16}, "over 32 images cannot be met by 1 ranks with passes of 16 images; --train.batch 64, 32 would do"),
+        ({"batch": 1, "bn_batch": 0}, "over a single image make no sense"),
         ({"world": 2, "bn_batch": 48}, "cannot be met by 2 ranks .* use other ranks, or --train.sync-bn local"),
     ],
 )
@@ -57,7 +58,7 @@ def test_90_epochs_of_setting_1_are_68_steps_fewer_than_rounding_up_each():
 
 @given(st.integers(1, 50), st.integers(1, 60), st.integers(1, 6))
 def test_every_epoch_ends_once_and_steps_are_counted_to_the_epoch_they_begin_in(count, global_batch, epochs):
-    made = plan(global_batch=global_batch, bn_batch=0, count=count, epochs=epochs)
+    made = Plan(global_batch, 1, global_batch, 1, 1, 1, count, epochs)
     ended = [made.ended_by(step) for step in range(1, made.total_steps + 1)]
     assert ended[-1] == epochs
     for epoch in range(1, epochs + 1):

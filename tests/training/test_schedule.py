@@ -73,7 +73,10 @@ def test_warm_up_rises_linearly_to_the_schedule():
         assert learning_rate(step, warm) == pytest.approx(learning_rate(step, plain) * min(1, step / 10))
 
 
-@pytest.mark.parametrize("wrong", [{"rate": 0}, {"factor": 0}, {"factor": 1.1}, {"interval": 0}, {"batch": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rate": 0}, {"rate": math.nan}, {"warmup_epochs": math.inf}, {"factor": 1.1}, {"interval": 0}, {"batch": 0}],
+)
 def test_values_out_of_bounds_are_refused(wrong):
     with pytest.raises(UsageError, match="schedule: "):
         ScheduleConfig(**wrong)

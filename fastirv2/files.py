@@ -1,0 +1,78 @@
+"""Files that survive a kill and a power cut, and folders that only one process at a time may work in."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastirv2.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class HeldError(Exception):
+    """Another process holds the lock; its text is that process's number, or "unknown"."""
+
+
+def write_file(path: Path, write: Callable[[Any], object]) -> None:
+    """Write a file whole or not at all: aside, fsynced, and renamed; what cannot be written whole leaves nothing aside."""
+    aside = path.with_name(path.name + ".new")
+    try:
+        with aside.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's names to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hold(path: Path) -> int:
+    """Lock a file for this process, writing its number into it, and return the descriptor; closing it lets go.
+
+    Raises:
+        HeldError: another process holds it.
+        OSError: the file cannot be made or locked.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(file, 32).decode().strip() or "unknown"
+            os.close(file)
+            raise HeldError(holder) from error
+        except OSError:
+            os.close(file)
+            raise
+        if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:  # its last holder may have removed it meanwhile
+            os.ftruncate(file, 0)
+            os.write(file, f"{os.getpid()}\n".encode())
+            return file
+        os.close(file)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file, raising UsageError when it is none."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as TOML: {error}") from error

@@ -1,0 +1,90 @@
+"""The run folder: entered by one run at a time, made with one set of settings, and taken up where it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fastirv2.errors import DataError, UsageError
+from fastirv2.files import HeldError, hold, read_toml, write_file
+from fastirv2.report.console import Console
+from fastirv2.report.metrics import Metrics
+from fastirv2.training.checkpoint import Checkpoints, read
+from fastirv2.training.distributed import Process, same_on_all, together
+
+# What may differ when a run goes on: it changes neither the batches nor the steps nor what is learned from them.
+FREE = {
+    "recipe", "out", "data.train", "data.val", "statistics.images", "train.batch", "train.device", "train.stop_after",
+    "input.threads", "input.prefetch",
+}  # fmt: skip
+FREE_SECTIONS = {"checkpoint", "log"}
+
+
+def enter(folder: Path, table: dict[str, Any], *, fresh: bool) -> int:
+    """Make RUN, or take up the one there; return the descriptor of its lock. `fresh` moves an old one aside first.
+
+    Raises:
+        UsageError: RUN is something else, or was made with other settings.
+        DataError: RUN cannot be written, or another process trains in it.
+    """
+    try:
+        if fresh and folder.exists():
+            aside = (folder.with_name(f"{folder.name}.{number}") for number in range(1, 10**6))
+            folder.rename(next(path for path in aside if not path.exists()))
+        check_run(folder, table)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = hold(folder / ".lock")
+        write_file(folder / "config.toml", lambda file: file.write(tomli_w.dumps(table).encode()))
+    except HeldError as error:
+        raise DataError(f"process {error} trains in {folder} already; wait for it, end it, or give another --out") from error
+    except OSError as error:
+        raise DataError(f"the run folder {folder} cannot be written: {error.strerror}; choose another --out") from error
+    return lock
+
+
+def check_run(folder: Path, table: dict[str, Any]) -> None:
+    """Refuse a folder that is no run, or a run that was made with other settings; raises UsageError."""
+    file = folder / "config.toml"
+    if file.exists():
+        changed = "; ".join(differences(read_toml(file), table))
+        if changed:
+            raise UsageError(f"{folder} was made with other settings ({changed}); give those, another --out, or --fresh")
+    elif folder.exists() and {path.name for path in folder.iterdir()} - {".lock", "config.toml.new"}:
+        raise UsageError(f"{folder} is not empty and no run; give another --out, or --fresh to move it aside")
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """List what differs between two resolved configurations and must not when a run goes on: "name: before → now"."""
+    old, new = _flat(before), _flat(now)
+    names = [n for n in {**old, **new} if n not in FREE and n.split(".")[0] not in FREE_SECTIONS]
+    return [f"{n}: {old.get(n, 'unset')} → {new.get(n, 'unset')}" for n in names if old.get(n) != new.get(n)]
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return flat
+
+
+def take_up(folder: Path, process: Process, console: Console) -> dict[str, Any] | None:
+    """Read the checkpoint to go on from, the one that rank 0 finds whole, on every rank; None when there is none.
+
+    What was logged after it is dropped: it will be done again.
+
+    Raises:
+        DataError: there are checkpoints and none can be read, or a rank cannot read rank 0's.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = together(lambda: checkpoints.load_latest(console.warn) if process.first else None)
+    step = same_on_all(state["step"] if state else 0)
+
+    def follow() -> dict[str, Any] | None:
+        if process.first:
+            Metrics(folder).cut(step)
+            return state
+        return read(checkpoints.path(step)) if step else None
+
+    return together(follow)
