@@ -25,7 +25,7 @@ from fastirv2.building.images import Preparer, Resize, Task
 from fastirv2.building.partial import check_out, only_builder, open_partial, partial_folder, publish
 from fastirv2.building.progress import Progress
 from fastirv2.building.sources import Source, open_source
-from fastirv2.building.workers import WorkerDiedError, Workers, available_cpus
+from fastirv2.building.workers import WorkerDiedError, Workers
 from fastirv2.building.writer import (
     COMMIT_BYTES,
     REJECTED,
@@ -38,6 +38,7 @@ from fastirv2.building.writer import (
 )
 from fastirv2.data.counter import permutation
 from fastirv2.errors import DataError, StoppedError, UsageError, run_command
+from fastirv2.host import available_cpus
 
 PROGRAM = "fastirv2-build-lmdb"
 

@@ -8,19 +8,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {"build_lmdb", "train", "evaluate", "predict", "export", "demo"}
-BELOW_COMMANDS = {"config", "building", "data", "training", "models", "pipelines", "report", "errors", "files"}
+BELOW_COMMANDS = {"config", "building", "data", "training", "models", "pipelines", "report", "errors", "files", "host"}
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, BELOW_COMMANDS),
     "tools": BELOW_COMMANDS,
     "config": BELOW_COMMANDS,
-    "building": {"data", "models", "pipelines", "report", "errors", "files"},
-    "data": {"building", "models", "pipelines", "report", "errors", "files"},
-    "training": {"models", "pipelines", "report", "errors", "files"},
+    "building": {"data", "models", "pipelines", "report", "errors", "files", "host"},
+    "data": {"building", "models", "pipelines", "report", "errors", "files", "host"},
+    "training": {"models", "pipelines", "report", "errors", "files", "host"},
     "models": {"errors"},
-    "report": {"errors", "files"},
+    "report": {"errors", "files", "host"},
     "pipelines": set(),
     "errors": set(),
     "files": {"errors"},
+    "host": set(),
     "": set(),
 }
 

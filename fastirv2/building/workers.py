@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 CHUNK = 8  # tasks a message
@@ -29,18 +28,6 @@ class WorkerDiedError(RuntimeError):
         self.task = task
         self.how = f"killed by signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
         super().__init__(f"a worker process ended ({self.how}) while working on {task}")
-
-
-def available_cpus() -> int:
-    """Return how many CPUs this process may use: its affinity mask, or its cgroup's quota when that is less."""
-    cpus = len(os.sched_getaffinity(0))
-    for path, parts in (("/sys/fs/cgroup/cpu.max", 2), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", 1)):
-        with contextlib.suppress(OSError, ValueError):
-            words = Path(path).read_text().split()
-            period = words[1] if parts == 2 else Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
-            if int(words[0]) > 0:
-                cpus = min(cpus, max(1, round(int(words[0]) / int(period))))
-    return cpus
 
 
 class Workers:

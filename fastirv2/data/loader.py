@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from fastirv2.data import sampler
 from fastirv2.data.augment import Windows, centre_crops, random_crops
 from fastirv2.data.records import Records
 from fastirv2.errors import DataError, UsageError
+from fastirv2.host import available_cpus
 from fastirv2.pipelines.images import decoding_error, image_pipeline
 
 LARGEST_RESIZE = 4096  # pixels a side
@@ -123,7 +123,7 @@ class Loader:
         device: torch.device,
         local_world: int,
     ) -> None:
-        self.threads = config.threads or max(1, len(os.sched_getaffinity(0)) // local_world)
+        self.threads = config.threads or max(1, available_cpus() // local_world)
         self._records, self._order, self._device = records, order, device
         self._fed: deque[tuple[Fed, list[Any]]] = deque()
         self._gone: deque[tuple[Fed, list[Any]]] = deque(maxlen=2)

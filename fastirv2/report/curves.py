@@ -50,7 +50,7 @@ def plot(runs: list[Path], out: Path) -> None:
 def _draw(axes: list, name: str, rows: list[Line], colour: str) -> None:  # type: ignore[type-arg]
     x = [row["epoch"] for row in rows]
     best = min(rows, key=lambda row: row["val_top1_error"])
-    label = f"{name}: {best['val_top1_error']:.2f} / {best['val_top5_error']:.2f} % at epoch {best['epoch']}"
+    label = f"{name}, validation: {best['val_top1_error']:.2f} / {best['val_top5_error']:.2f} % at epoch {best['epoch']}"
     for axis, (_, train, val) in zip(axes, PANELS, strict=True):
         axis.plot(x, [row[train] for row in rows], color=colour, linewidth=0.8, linestyle="--", label=f"{name}, training")
         if val:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from fastirv2.errors import DataError
+from fastirv2.host import available_cpus
 
 
 def describe() -> dict[str, Any]:
@@ -22,7 +22,7 @@ def describe() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": available_cpus(),
         "gpus": gpus,
         "driver": _driver() if gpus else None,
         "python": platform.python_version(),

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fastirv2.errors import UsageError, UserError
+from fastirv2.host import available_cpus
 
 T = TypeVar("T")
 _FAILED = "fastirv2/failed"
@@ -51,7 +52,7 @@ def join(device: str) -> Process:
     if gpus:
         torch.cuda.set_device(local_rank)
     elif local_world > 1:  # torchrun would give each rank one thread
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+        torch.set_num_threads(max(1, available_cpus() // local_world))
     here = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if world > 1:
         dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(minutes=30), device_id=here if gpus else None)
@@ -146,8 +147,9 @@ class Agreement:
         self._received = 0
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._sent: tuple[dist.Work, torch.Tensor] | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-            signal.signal(number, self._handle)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup has some ignored
+        self._before = {number: signal.signal(number, self._handle) for number in heard}
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
@@ -177,7 +179,6 @@ class Agreement:
 
     def close(self) -> None:
         """Wait for what is still under way, and give the signals back."""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
         self._read()

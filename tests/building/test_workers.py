@@ -5,7 +5,8 @@ from itertools import count
 
 import pytest
 
-from fastirv2.building.workers import CHUNK, WorkerDiedError, Workers, available_cpus
+from fastirv2.building.workers import CHUNK, WorkerDiedError, Workers
+from fastirv2.host import available_cpus
 
 
 def results(job, tasks, workers):

@@ -224,3 +224,14 @@ def test_fresh_moves_the_old_run_aside_and_deletes_nothing(undisturbed, trainer,
     assert_done(trainer(run, "--fresh", "--train.stop-after", "1"))
     assert learned(tmp_path / "run.2") == learned(undisturbed[0])
     assert latest(run)["step"] == 1
+
+
+def test_under_nohup_a_lost_terminal_does_not_stop_it(trainer, tmp_path):
+    run = tmp_path / "run"
+    line = ["nohup", sys.executable, *trainer.arguments(run, "--train.epochs", "1")]
+    process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_line(run, '"step": 1,', process)
+    process.send_signal(signal.SIGHUP)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "done: best top-1 error" in said
