@@ -50,6 +50,8 @@ def train(run: Run, config: Config) -> None:
     plan = run.plan
     if run.pending:
         close_epoch(run)
+    if run.step == config.train.stop_after > 0:
+        return
     for step in range(run.step + 1, plan.total_steps + 1):
         rate = learning_rate(step, config.schedule)
         set_rate(run.optimizer, rate)
@@ -78,7 +80,8 @@ def close_epoch(run: Run) -> None:
     save(run)
     if received:
         raise stopped(run, received)
-    draw(run)
+    if run.process.first:
+        draw(run.folder)
 
 
 def stopped(run: Run, received: int) -> StoppedError:
@@ -248,7 +251,9 @@ def command() -> int:
         execute(options, process, console)
     except torch.OutOfMemoryError as error:
         tell_peers(UsageError.exit_code)
-        raise UsageError(f"the GPU's memory does not suffice; give a smaller --train.batch ({error})".split("\n")[0]) from error
+        short = UsageError(f"the GPU's memory does not suffice; give a smaller --train.batch ({error})".split("\n")[0])
+        short.shared = False  # only the ranks that ran short know
+        raise short from error
     except UserError as error:
         if not error.shared:
             tell_peers(error.exit_code)
@@ -275,11 +280,13 @@ def execute(options: Options, process: Process, console: Console) -> None:
     state = take_up(folder, process, console)
     step, stop = state["step"] if state else 0, options.config.train.stop_after
     if state and step == prepared.plan.total_steps and not state["pending"]:
+        if process.first:
+            draw(folder)
         return console.say(
             f"{options.out} is done: {prepared.plan.epochs} epochs, best top-1 error {state['best_error']:.3f} % after epoch "
-            f"{state['best_epoch']}; python tools/plot_log.py {options.out} draws its curves"
+            f"{state['best_epoch']}; curves in {options.out}/curves.png"
         )
-    if stop and step >= stop:
+    if state and stop and step >= stop and not state["pending"]:
         return console.say(f"{options.out} stands after step {step}: --train.stop-after {stop} leaves nothing to do")
     introduce(prepared, process, console)
     before = state["config"]["statistics"]["images"] if state else prepared.plan.bn_images

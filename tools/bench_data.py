@@ -70,9 +70,8 @@ def caffe_reader(data: Path, options: Options, device: torch.device, threads: in
     )
     with pipeline:
         encoded, labels = fn.readers.caffe(path=str(data), random_shuffle=True)
-        decoded = fn.decoders.image(
-            encoded, device="mixed" if gpu else "cpu", output_type=types.RGB, jpeg_fancy_upsampling=True
-        )
+        decoder = {"device": "mixed", "hw_decoder_load": options.input.hw_decoder_load} if gpu else {"device": "cpu"}
+        decoded = fn.decoders.image(encoded, output_type=types.RGB, jpeg_fancy_upsampling=True, **decoder)
         size, crop = options.input.resize, options.input.crop
         warped = fn.resize(decoded, size=(size, size))
         place = {"crop_pos_x": fn.random.uniform(range=(0, 1)), "crop_pos_y": fn.random.uniform(range=(0, 1))}
@@ -81,7 +80,8 @@ def caffe_reader(data: Path, options: Options, device: torch.device, threads: in
         )
         pipeline.set_outputs(images, labels.gpu() if gpu else labels)
     pipeline.build()
-    return pipeline.run
+    stream = [torch.cuda.current_stream(device)] if gpu else []  # handed over by streams, as the loader's batches are
+    return lambda: pipeline.run(*stream)
 
 
 def rate(batch: Callable[[], object], options: Options) -> float:

@@ -11,7 +11,7 @@ import tyro
 
 from fastirv2.errors import DataError, run_command
 from fastirv2.report.curves import plot
-from fastirv2.report.metrics import epochs, read_metrics
+from fastirv2.report.metrics import Line, epochs, read_metrics
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class Options:
     """Write the rows of summary.csv, for each run, into this file too."""
 
 
+def write_rows(path: Path, rows: dict[str, list[Line]]) -> None:
+    """Write the rows of each run as JSON; raises DataError when the file cannot be written."""
+    try:
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}; choose another --json") from error
+
+
 def main() -> None:
     """Read the command line and draw."""
     options = tyro.cli(Options, description=__doc__)
@@ -38,7 +46,7 @@ def main() -> None:
         print(f"{run}: {best['val_top1_error']:.3f} / {best['val_top5_error']:.3f} % after epoch {best['epoch']}")
     if options.json:
         rows = {str(run): epochs(read_metrics(run / "metrics.jsonl")) for run in options.runs}
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_rows(options.json, rows)
     print(f"curves in {options.out}")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,25 @@ def disturb(line: list[str], options: Options) -> list[str]:
     while len(sent) < options.kills:
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         try:
-            process.wait(choose.uniform(0, options.seconds))
+            if process.wait(choose.uniform(0, options.seconds)):
+                raise DataError(f"the run ended by itself with exit code {process.returncode}; give its command to see why")
             break
         except subprocess.TimeoutExpired:
             number = choose.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-            process.send_signal(number)
+            stop(process, number)
             sent.append(number.name)
-            process.wait()
             print(f"{len(sent):3}: {number.name}, exit code {process.returncode}", flush=True)
-            time.sleep(1 if options.ranks > 1 else 0)  # the ranks of a killed torchrun notice a moment later
     return sent
+
+
+def stop(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal and wait for the end; SIGKILL goes to torchrun's ranks too, which would not notice its death."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(number)
+    for child in children if number == signal.SIGKILL else []:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child), number)
+    process.wait()
 
 
 def main() -> None:

@@ -203,8 +203,8 @@ class Loader:
 
 def _undecodable(records: Records, number: int) -> str:
     """Return why a record's image cannot be decoded, or an empty string."""
-    data = records[number][0]
     try:
+        data = records[number][0]
         image = Image.open(io.BytesIO(data))
         image.load()
     except UnidentifiedImageError:

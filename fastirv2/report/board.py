@@ -27,10 +27,14 @@ class Board:
 
     def add(self, line: Line) -> None:
         """Add a line of kind "train" or "val"."""
-        if self._writer:
+        if not self._writer:
+            return
+        try:
             for name in SHOWN:
                 if name in line:
                     self._writer.add_scalar(f"{name}/{line['kind']}", line[name], line["step"])
+        except OSError:  # a full disk: what matters is in metrics.jsonl, whose error is said
+            self._writer = None
 
     def close(self) -> None:
         """Write out what is left."""

@@ -54,10 +54,11 @@ class Metrics:
         with _said(self.path), self.path.open("a") as file:
             file.write(_json(line))
 
-    def cut(self, step: int) -> None:
-        """Drop what was written after `step`: the run goes on from there and will write it again."""
+    def cut(self, step: int, *, pending: bool) -> None:
+        """Drop what was written after `step`, and the validation of `step` itself when it is `pending`: it will come again."""
         with _said(self.path):
-            lines = [_json(line) for line in read_metrics(self.path) if line["step"] <= step]
+            done = [n for n in read_metrics(self.path) if n["step"] < step or (n["step"] == step and not _again(n, pending))]
+            lines = [_json(line) for line in done]
             write_file(self.path, lambda file: file.write("".join(lines).encode()))
 
 
@@ -67,6 +68,10 @@ def _said(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}; mend that and give the same command again") from error
+
+
+def _again(line: Line, pending: bool) -> bool:
+    return pending and line["kind"] == "val"
 
 
 def _json(line: Line) -> str:

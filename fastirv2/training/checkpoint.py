@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Callable
@@ -39,6 +40,10 @@ class CheckpointConfig:
             )
 
 
+class DamagedError(DataError):
+    """A checkpoint that is cut short or is none."""
+
+
 class Checkpoints:
     """The folder RUN/checkpoints: `step-00001234.pt`, and the relative links `latest.pt` and `best.pt`."""
 
@@ -67,13 +72,15 @@ class Checkpoints:
             ) from error
 
     def link(self, latest_step: int, best_step: int) -> None:
-        """Point `latest.pt` and, where that file is there, `best.pt` to the checkpoints of these steps."""
+        """Point `latest.pt` and `best.pt` to the checkpoints of these steps; a link whose file is not there goes."""
         for name, path in (("latest.pt", self.path(latest_step)), ("best.pt", self.path(best_step))):
-            if path.exists():
-                aside = self.folder / f".{name}.new"
-                aside.unlink(missing_ok=True)
-                aside.symlink_to(path.name)
-                aside.rename(self.folder / name)
+            if not path.exists():
+                (self.folder / name).unlink(missing_ok=True)
+                continue
+            aside = self.folder / f".{name}.new"
+            aside.unlink(missing_ok=True)
+            aside.symlink_to(path.name)
+            aside.rename(self.folder / name)
         sync_folder(self.folder)
 
     def prune(self, keep: int, best_step: int, kept_for_good: Callable[[int], bool]) -> None:
@@ -89,22 +96,32 @@ class Checkpoints:
         return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
     def load_latest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
-        """Read the last whole checkpoint, or None if there is none; a cut one is set aside with a warning.
+        """Read the last whole checkpoint, or None if there is none; damaged ones after it are set aside with a warning.
 
         Raises:
-            DataError: there are checkpoints and none can be read.
+            DataError: there are checkpoints and all are damaged (they then stay), or one cannot be read for another reason.
         """
-        found = self.steps()
-        for step in reversed(found):
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
             try:
-                return read(self.path(step))
-            except DataError as error:
-                aside = self.path(step).with_suffix(".broken")
-                warn(f"{error}; it is set aside as {aside.name}, and the one before it is used")
-                self.path(step).rename(aside)
-        if found:
-            raise DataError(f"none of the {len(found)} checkpoints in {self.folder} can be read; --fresh begins a new run")
+                state = read(self.path(step))
+            except DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            for later, reason in damaged.items():
+                aside = self.path(later).with_suffix(".broken")
+                warn(f"{reason}; it is set aside as {aside.name}, and the one before it is used")
+                self.path(later).rename(aside)
+            return state
+        if damaged:
+            raise DataError(f"none of the {len(damaged)} checkpoints in {self.folder} is whole; --fresh begins a new run")
         return None
+
+    def sweep(self) -> None:
+        """Delete what killed processes left half written."""
+        if self.folder.is_dir():
+            for path in [*self.folder.glob("*.new"), *self.folder.glob(".*.new")]:
+                path.unlink(missing_ok=True)
 
 
 def _on_host(value: Any) -> Any:
@@ -120,12 +137,16 @@ def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours onto the CPU; only tensors and plain values are unpickled.
 
     Raises:
-        DataError: the file is missing, cut short, or no checkpoint of this format.
+        DamagedError: the file is cut short, or holds something else than tensors and plain values.
+        DataError: the file is missing, cannot be read at present, or is no checkpoint of this format.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from EOFError to UnpicklingError for a damaged file
-        raise DataError(f"checkpoint {path} cannot be read ({_reason(error)})") from error
+    except Exception as error:  # torch raises anything from EOFError to EINVAL, for a seek before the beginning, if it is cut
+        sentence = f"checkpoint {path} cannot be read ({_reason(error)})"
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise DataError(f"{sentence}; mend that and give the same command again") from error
+        raise DamagedError(sentence) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DataError(f"{path} is not a checkpoint of this program's format {FORMAT}")
     return state

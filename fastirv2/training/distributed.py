@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from fastirv2.errors import UsageError, UserError
+from fastirv2.errors import DataError, UsageError, UserError
 from fastirv2.host import available_cpus
 
 T = TypeVar("T")
@@ -103,6 +103,8 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except UserError as raised:
         error = raised
+    except OSError as raised:
+        error = DataError(f"{raised.filename or 'a file'} cannot be used: {raised.strerror}; mend that and try again")
     if not dist.is_initialized():
         if error:
             raise error
@@ -149,7 +151,8 @@ class Agreement:
         self._sent: tuple[dist.Work, torch.Tensor] | None = None
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
         heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup has some ignored
-        self._before = {number: signal.signal(number, self._handle) for number in heard}
+        for number in heard:
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
@@ -178,7 +181,5 @@ class Agreement:
         return int(flags[0]), int(flags[1])
 
     def close(self) -> None:
-        """Wait for what is still under way, and give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        """Wait for what is still under way; signals stay heard, so that no rank is ended before it has had its say."""
         self._read()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +33,28 @@ def enter(folder: Path, table: dict[str, Any], *, fresh: bool) -> int:
     """
     try:
         if fresh and folder.exists():
+            os.close(_hold(folder))  # not under a process that trains in it
             aside = (folder.with_name(f"{folder.name}.{number}") for number in range(1, 10**6))
             folder.rename(next(path for path in aside if not path.exists()))
         check_run(folder, table)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = hold(folder / ".lock")
+        lock = _hold(folder)
         write_file(folder / "config.toml", lambda file: file.write(tomli_w.dumps(table).encode()))
     except HeldError as error:
         raise DataError(f"process {error} trains in {folder} already; wait for it, end it, or give another --out") from error
     except OSError as error:
         raise DataError(f"the run folder {folder} cannot be written: {error.strerror}; choose another --out") from error
     return lock
+
+
+def _hold(folder: Path) -> int:
+    """Lock RUN; where the file system knows no locks, go on without."""
+    try:
+        return hold(folder / ".lock")
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        return os.open(folder, os.O_RDONLY)
 
 
 def check_run(folder: Path, table: dict[str, Any]) -> None:
@@ -51,7 +64,7 @@ def check_run(folder: Path, table: dict[str, Any]) -> None:
         changed = "; ".join(differences(read_toml(file), table))
         if changed:
             raise UsageError(f"{folder} was made with other settings ({changed}); give those, another --out, or --fresh")
-    elif folder.exists() and {path.name for path in folder.iterdir()} - {".lock", "config.toml.new"}:
+    elif folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {".lock", "config.toml.new"}):
         raise UsageError(f"{folder} is not empty and no run; give another --out, or --fresh to move it aside")
 
 
@@ -83,7 +96,8 @@ def take_up(folder: Path, process: Process, console: Console) -> dict[str, Any] 
 
     def follow() -> dict[str, Any] | None:
         if process.first:
-            Metrics(folder).cut(step)
+            checkpoints.sweep()
+            Metrics(folder).cut(step, pending=bool(state and state["pending"]))
             return state
         return read(checkpoints.path(step)) if step else None
 

@@ -17,9 +17,9 @@ from fastirv2.models.norm import unite_running_statistics
 from fastirv2.report.board import Board
 from fastirv2.report.console import Console
 from fastirv2.report.curves import plot
-from fastirv2.report.metrics import Metrics, rates, write_summary
+from fastirv2.report.metrics import Metrics, rates, read_metrics, write_summary
 from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints
-from fastirv2.training.distributed import Agreement, Process, sum_over_ranks
+from fastirv2.training.distributed import Agreement, Process, sum_over_ranks, together
 from fastirv2.training.engine import Batch, Engine
 from fastirv2.training.plan import Plan, SyncBN
 
@@ -190,18 +190,21 @@ def save(run: Run) -> None:
     settle_statistics(run)
     sums = run.engine.train_counts.take()
     _check_finite(run, float(sums[0]) if run.engine.weights_are_finite() else math.nan)
-    if run.process.first:
-        run.engine.train_counts.add_sums(sums)
-        state = {
-            "step": run.step, "pending": run.pending, "best_error": run.best_error, "best_epoch": run.best_epoch,
-            "best_step": run.best_step, "train_counts": sums, "interval_seconds": begun - run.interval - run.paused,
-            "model": run.engine.model.state_dict(), "optimizer": run.optimizer.state_dict(),
-            "classes": run.classes, "config": run.table,
-        }  # fmt: skip
-        run.checkpoints.save(state, run.step, run.best_step)
-        run.checkpoints.prune(run.checkpoint.keep, run.best_step, lambda step: _kept(run.plan, step, run.checkpoint.keep_every))
+    together(lambda: _write(run, sums, begun) if run.process.first else None)  # no rank may end while rank 0 writes
     run.saved, run.saved_step, run.asked = time.perf_counter(), run.step, False
     run.paused += run.saved - begun
+
+
+def _write(run: Run, sums: torch.Tensor, now: float) -> None:
+    run.engine.train_counts.add_sums(sums)
+    state = {
+        "step": run.step, "pending": run.pending, "best_error": run.best_error, "best_epoch": run.best_epoch,
+        "best_step": run.best_step, "train_counts": sums, "interval_seconds": now - run.interval - run.paused,
+        "model": run.engine.model.state_dict(), "optimizer": run.optimizer.state_dict(),
+        "classes": run.classes, "config": run.table,
+    }  # fmt: skip
+    run.checkpoints.save(state, run.step, run.best_step)
+    run.checkpoints.prune(run.checkpoint.keep, run.best_step, lambda step: _kept(run.plan, step, run.checkpoint.keep_every))
 
 
 def _kept(plan: Plan, step: int, every: int) -> bool:
@@ -210,11 +213,11 @@ def _kept(plan: Plan, step: int, every: int) -> bool:
     return every > 0 and epoch > 0 and epoch % every == 0
 
 
-def draw(run: Run) -> None:
-    """Write summary.csv and curves.png from what was measured so far."""
-    if run.process.first and run.best_epoch:
-        write_summary(run.folder)
-        plot([run.folder], run.folder / "curves.png")
+def draw(folder: Path) -> None:
+    """Write summary.csv and curves.png from what was measured so far, once an epoch has been validated."""
+    if any(line["kind"] == "val" for line in read_metrics(folder / "metrics.jsonl")):
+        write_summary(folder)
+        plot([folder], folder / "curves.png")
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:
@@ -227,4 +230,4 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     run.interval = -state["interval_seconds"]
     if run.process.first:
         run.engine.train_counts.add_sums(state["train_counts"])
-        run.checkpoints.link(run.step, run.best_step)
+    together(lambda: run.checkpoints.link(run.step, run.best_step) if run.process.first else None)

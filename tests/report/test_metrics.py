@@ -62,15 +62,17 @@ def test_a_loss_that_is_no_number_is_null_since_json_has_no_nan(tmp_path):
 
 
 def test_cutting_drops_what_came_after_a_step(run):
-    Metrics(run).cut(20)
+    Metrics(run).cut(20, pending=False)
     assert read_metrics(run / "metrics.jsonl") == FIRST
+    Metrics(run).cut(20, pending=True)
+    assert read_metrics(run / "metrics.jsonl") == FIRST[:2]
 
 
 def test_a_line_cut_by_a_kill_is_left_out_and_the_next_is_whole(run):
     path = run / "metrics.jsonl"
     path.write_text(path.read_text() + '{"kind": "train", "st')
     assert read_metrics(path) == LINES
-    Metrics(run).cut(30)
+    Metrics(run).cut(30, pending=False)
     Metrics(run).add(val(40, 3, 20))
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 20, 30, 30, 40]
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,3 +76,13 @@ def latest(run):
 def assert_done(process, code=0):
     assert process.returncode == code, process.stdout + process.stderr
     assert "Traceback" not in process.stderr
+
+
+def wait_for_line(run, text, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = run / "metrics.jsonl"
+        if path.exists() and text in path.read_text():
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no {text} within 120 s: {process.communicate()}")

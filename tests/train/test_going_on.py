@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 from fastirv2.files import tomllib
-from tests.train.conftest import assert_done, latest, learned, metrics
+from tests.train.conftest import assert_done, latest, learned, metrics, wait_for_line
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +34,6 @@ def assert_same_end(run, undisturbed):
         assert torch.equal(ours["model"][name], value), name
     for number, state in theirs["optimizer"]["state"].items():
         assert torch.equal(ours["optimizer"]["state"][number]["momentum_buffer"], state["momentum_buffer"])
-
-
-def wait_for_line(run, text, process):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        path = run / "metrics.jsonl"
-        if path.exists() and text in path.read_text():
-            return
-        time.sleep(0.02)
-    pytest.fail(f"no {text} within 120 s: {process.communicate()}")
 
 
 def test_what_a_run_leaves(undisturbed):
@@ -78,10 +67,12 @@ def test_tensorboard_shows_the_lines(undisturbed):
 def test_given_again_it_says_that_it_is_done(undisturbed, trainer, tmp_path):
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")}
+    (run / "curves.png").unlink()
     again = trainer(run)
     assert_done(again)
     assert f"{run} is done: 3 epochs, best top-1 error" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")} == before
+    assert (run / "curves.png").exists()
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_its_metrics_anew(undisturbed, trainer, tmp_path):
@@ -114,16 +105,17 @@ def test_stopped_during_validation_it_saves_and_validates_when_it_goes_on(traine
 
 
 def test_a_second_trainer_on_a_run_is_told_who_holds_it(trainer, tmp_path):
-    run = tmp_path / "run"
-    process = trainer.start(run)
+    run, long = tmp_path / "run", ("--train.epochs", "99")
+    process = trainer.start(run, *long)
     wait_for_line(run, '"step": 1,', process)
-    refused = trainer(run)
+    refused = [trainer(run, *long), trainer(run, *long, "--fresh")]
     process.kill()
     process.communicate()
-    assert_done(refused, 65)
-    assert refused.stderr == (
-        f"fastirv2.train: process {process.pid} trains in {run} already; wait for it, end it, or give another --out\n"
-    )
+    sentence = f"process {process.pid} trains in {run} already; wait for it, end it, or give another --out"
+    for each in refused:
+        assert_done(each, 65)
+        assert each.stderr == f"fastirv2.train: {sentence}\n"
+    assert not (tmp_path / "run.1").exists()
 
 
 def test_a_run_that_diverges_ends_with_70_and_keeps_only_finite_weights(trainer, tmp_path):

@@ -51,6 +51,8 @@ def test_a_kill_between_the_file_and_its_links_is_made_good(checkpoints):
     (checkpoints.folder / "best.pt").unlink()
     checkpoints.link(2, 2)
     assert os.readlink(checkpoints.folder / "best.pt") == "step-00000002.pt"
+    checkpoints.link(2, 7)
+    assert not (checkpoints.folder / "best.pt").is_symlink()
 
 
 def test_nothing_there_is_no_checkpoint(checkpoints):
@@ -77,8 +79,27 @@ def test_a_cut_checkpoint_is_passed_over_and_said(checkpoints, left):
 def test_when_none_can_be_read_it_is_an_error(checkpoints):
     checkpoints.save({"step": 1}, 1, best_step=1)
     checkpoints.path(1).write_bytes(b"")
-    with pytest.raises(DataError, match="none of the 1 checkpoints"):
-        checkpoints.load_latest(lambda _: None)
+    for _ in range(2):
+        with pytest.raises(DataError, match="none of the 1 checkpoints"):
+            checkpoints.load_latest(pytest.fail)
+
+
+def test_one_that_cannot_be_read_at_present_is_not_set_aside(checkpoints):
+    for step in (1, 2):
+        checkpoints.save({"step": step}, step, best_step=1)
+    checkpoints.path(2).unlink()
+    checkpoints.path(2).mkdir()
+    with pytest.raises(DataError, match="Is a directory"):
+        checkpoints.load_latest(pytest.fail)
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_what_a_kill_left_half_written_is_swept_away(checkpoints):
+    checkpoints.save({"step": 1}, 1, best_step=1)
+    for name in ("step-00000002.pt.new", ".best.pt.new"):
+        (checkpoints.folder / name).write_bytes(b"half")
+    checkpoints.sweep()
+    assert names(checkpoints) == ["best.pt", "latest.pt", "step-00000001.pt"]
 
 
 class Trap:
