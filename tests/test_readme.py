@@ -10,7 +10,8 @@ from fastirv2.config import _option_names, recipe_names
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 OF_OTHERS = {
-    "--nproc-per-node", "--tag", "--rm", "--gpus", "--ipc", "--ulimit", "--volume", "--constraint", "--json",
+    "--nproc-per-node", "--tag", "--rm", "--gpus", "--ipc", "--ulimit", "--volume", "--constraint", "--json", "--size",
+    "--batch", "--crop",
 }  # fmt: skip
 
 
