@@ -38,8 +38,8 @@ def test_in_float64_five_steps_on_two_ranks_are_those_on_one(trainer, tmp_path):
 def test_the_first_loss_and_gradients_on_two_ranks_are_those_on_one(trainer, tmp_path):
     """To the last digits in float64; in float32 the loss and the last layer's gradients agree to 1e-4.
 
-    Deeper gradients cannot agree so closely in float32: at random weights this network's rectifiers turn a rounding error
-    of 1e-7 into one of 1e-3, on one rank as well. So there two ranks must lie as near to float64 as one does.
+    Deeper gradients cannot agree so closely in float32: at random weights this network turns rounding errors into
+    differences of 1e-3 and more from float64, on one rank as well. So there two ranks must lie as near to float64 as one.
     """
     options = ("--model.dropout", "0", "--train.stop-after", "1", "--optimizer.weight-decay", "0")
     runs = {(amp, ranks): tmp_path / f"{amp}-{ranks}" for amp in ("fp64", "fp32") for ranks in (1, 2)}
