@@ -125,6 +125,7 @@ class Engine:
         counts = Counts(self.device)
         for _ in range(steps):
             if stop():
+                self.model.train()
                 return None
             images, labels, valid = next(batches)
             with self.autocast():

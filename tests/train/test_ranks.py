@@ -4,9 +4,16 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 import torch
 
+from fastirv2 import models
+from fastirv2.data.loader import InputConfig, Loader, ValidationOrder
+from fastirv2.data.records import open_records
+from fastirv2.training.engine import unit
 from tests.train.conftest import assert_done, latest, metrics, wait_for_line
+
+SIZE = InputConfig(resize=82, crop=75, threads=1)
 
 
 def floats(state):
@@ -97,14 +104,22 @@ def test_an_image_that_one_rank_cannot_decode_ends_all_with_one_sentence(trainer
     assert "fastirv2/training" not in refused.stderr
 
 
-def test_statistics_of_rank_0_are_everyones_with_sync_bn_off(trainer, tmp_path):
-    options = ("--train.sync-bn", "off", "--train.epochs", "1", "--model.dropout", "0")
+@pytest.mark.parametrize("sync_bn", ["off", "local"])
+def test_what_two_ranks_validate_is_the_network_of_the_checkpoint(trainer, tmp_path, sync_bn):
+    """Each rank normalises alone, so their running statistics differ until they are united."""
+    options = ("--train.sync-bn", sync_bn, "--train.epochs", "1", "--train.amp", "fp64", "--schedule.rate", "0.001")
     assert_done(trainer(tmp_path / "run", *options, ranks=2))
-    one = trainer(tmp_path / "run", *options, "--train.epochs", "1")
-    assert "is done" in one.stdout
     (line,) = metrics(tmp_path / "run", "val")
+    model = models.create("paper", 2).double().eval()
+    model.load_state_dict(latest(tmp_path / "run")["model"])
+    order = ValidationOrder(23, SIZE, batch=23, world=1, rank=0)
+    loader = Loader(open_records(trainer.data), order, SIZE, batch=23, device=torch.device("cpu"), local_world=1)
+    images, labels, _ = next(loader)
+    with torch.inference_mode():
+        loss = torch.nn.functional.cross_entropy(model(unit(images, torch.float64)), labels)
+    loader.close()
     assert line["images"] == 23
-    assert line["loss"] is not None
+    assert line["loss"] == pytest.approx(float(loss), rel=1e-9)
 
 
 def test_missing_data_on_two_ranks_is_said_once(trainer, tmp_path):

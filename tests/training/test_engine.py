@@ -88,6 +88,7 @@ def test_validation_ends_when_it_is_told_to():
     seen = iter([(images, labels, 8)] * 3)
     assert engine.validate(seen, 3, lambda: next(answers)) is None
     assert len(list(seen)) == 2
+    assert engine.model.training
 
 
 def test_weights_are_finite_or_not():
