@@ -1,41 +1,35 @@
-"""fastirv2-build-lmdb: image folders and lists become an LMDB of verified JPEGs in one random order."""
+"""fastirv2-build-lmdb: image folders, lists and tars become an LMDB of verified JPEGs in one random order."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import lmdb
 import numpy as np
 import tyro
 from tyro.conf import Positional, arg
 
-from fastirv2.building.images import Preparer, Resize, Task
-from fastirv2.building.partial import check_out, only_builder, open_partial, partial_folder, publish
+from fastirv2.building.images import Preparer, Resize, Result, Task
+from fastirv2.building.partial import (
+    check_out,
+    disk_errors,
+    make_parent,
+    only_builder,
+    open_partial,
+    partial_folder,
+    publish,
+)
 from fastirv2.building.progress import Progress
 from fastirv2.building.sources import Source, open_source
+from fastirv2.building.summary import print_summary, summary_line
 from fastirv2.building.workers import WorkerDiedError, Workers
-from fastirv2.building.writer import (
-    COMMIT_BYTES,
-    REJECTED,
-    REPAIRED,
-    RecordWriter,
-    file_size,
-    key_digits,
-    read_journal,
-    write_dataset,
-)
+from fastirv2.building.writer import RecordWriter, key_digits, write_dataset
 from fastirv2.data.counter import permutation
 from fastirv2.errors import DataError, StoppedError, UsageError, run_command
 from fastirv2.host import available_cpus
@@ -48,11 +42,13 @@ class Options:
     """What a build is made from and how; the field's docstrings are the help text."""
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]] = ""
-    """A folder of class folders, or a list file of "path label" lines."""
+    """A folder of class folders, a list of "path label" lines, the training tar, or validation images with --val-labels."""
     out: Positional[Annotated[str, arg(metavar="OUT")]] = ""
     """The LMDB folder to make; built in OUT.partial, which the same command goes on from."""
     root: Annotated[str | None, arg(metavar="DIR")] = None
     """The folder that the paths of a list file are relative to; the list's own unless given."""
+    val_labels: Annotated[str | None, arg(metavar="FILE")] = None
+    """For flat validation images: a file with a label (class index or name) a line, in the images' file-name order."""
     classes: Annotated[str | None, arg(metavar="FILE")] = None
     """A file with the classes' names, a line each, in label order."""
     resize: Annotated[str, arg(metavar="none|WxH|short:N")] = "none"
@@ -116,7 +112,7 @@ def build(options: Options) -> str:
     part = options.slice()
     out = Path(os.path.abspath(options.out))
     check_out(out, overwrite=options.overwrite)
-    source = open_source(options.source, options.root, options.classes)
+    source = open_source(options.source, options.root, options.classes, *([options.val_labels] if options.val_labels else []))
     if os.path.isdir(options.source) and out.is_relative_to(os.path.abspath(options.source)):
         raise DataError(f"{options.out} lies inside of SOURCE, which would become a class; choose an OUT elsewhere")
     order = stored_order(len(source), options.seed, options.limit, part)
@@ -137,7 +133,9 @@ def build(options: Options) -> str:
             fill(folder, source, order, Preparer(resize, options.quality), workers, options.max_bad)
             write_dataset(folder, source.classes, settings)
         publish(out)
-    return summary(out, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    print_summary(out, seconds)
+    return summary_line(out, seconds)
 
 
 def stored_order(count: int, seed: int, limit: int | None, part: tuple[int, int]) -> np.ndarray:
@@ -161,8 +159,8 @@ def fill(folder: Path, source: Source, order: np.ndarray, job: Preparer, workers
         check_share(writer, len(order), max_bad)
     except WorkerDiedError as error:
         raise DataError(
-            f"a worker process ended ({error.how}; out of memory?) while working on {error.task.place.path}; "
-            f"give the same command to go on, with fewer --workers"
+            f"worker process {error.process} ended ({error.how}; out of memory?) while working on {error.task.place.path}, "
+            f"as one before it did; give the same command to go on, with fewer --workers, or without that image"
         ) from error
     except (KeyboardInterrupt, StoppedError) as error:
         raise StoppedError(
@@ -178,14 +176,30 @@ def append_all(writer: RecordWriter, source: Source, order: np.ndarray, job: Pre
     if not len(left):
         return
     tasks = (Task(source.place(position), int(source.labels[position])) for position in left)
-    with Workers(job, min(workers, len(left))) as pool, Progress(len(order), writer.done) as progress:
-        positions = iter(left)
-        for results in pool.map(tasks):
-            for result in results:
-                position = next(positions)
-                writer.add(source.names[position], int(source.labels[position]), result)
-            progress.show(writer.done, writer.rejected)
+    positions, read = iter(left), 0
+    with Progress(len(order), writer.done) as progress:
+
+        def replaced(error: WorkerDiedError) -> None:
+            progress.say(
+                f"worker process {error.process} ended ({error.how}; out of memory?) while working on "
+                f"{error.task.place.path}; another one tries again"
+            )
+
+        count = min(workers, len(left))
+        modules = ("tyro", *getattr(job, "modules", ()))  # tyro: a worker loads this file too
+        with Workers(job, count, modules=modules, weigh=stored_bytes, on_death=replaced) as pool:
+            for results in pool.map(tasks):
+                for result in results:
+                    position = next(positions)
+                    writer.add(source.names[position], int(source.labels[position]), result)
+                    read += getattr(result, "read", 0)
+                progress.show(writer.done, writer.rejected, read)
         writer.commit()
+
+
+def stored_bytes(result: Result) -> int:
+    """Return the bytes that a result will take in the LMDB."""
+    return len(result.value or b"")
 
 
 def check_share(writer: RecordWriter, count: int, max_bad: float) -> None:
@@ -198,66 +212,6 @@ def check_share(writer: RecordWriter, count: int, max_bad: float) -> None:
             f"{writer.rejected:,} of {count:,} images were rejected, more than --max-bad {max_bad:g} allows; the reasons are "
             f"in {report}: give a larger --max-bad to leave them out, or mend them, remove {writer.folder} and build again"
         )
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path, count: int) -> Iterator[None]:
-    """Turn an error of the disk into a DataError that says what a build of `count` images needs when it is full."""
-    try:
-        yield
-    except (OSError, lmdb.Error) as error:
-        if has_room(folder):
-            raise DataError(f"{folder}: {error}; when that is mended, the same command goes on") from error
-        rows = read_journal(folder)
-        needed = f"about {size_text(1.02 * rows['length'].mean() * count)}" if len(rows) else "more"
-        held = size_text(file_size(folder / "data.mdb"))
-        raise DataError(
-            f"{folder} does not fit on its disk: the LMDB needs {needed}, it has {held} now and "
-            f"{size_text(shutil.disk_usage(folder).free)} are free; make room and give the same command to go on"
-        ) from error
-
-
-def has_room(folder: Path) -> bool:
-    """Return whether data.mdb could take another commit: LMDB calls a disk that is full an "Input/output error" at times."""
-    data, probe = folder / "data.mdb", folder / "probe"
-    try:
-        with probe.open("wb") as file:
-            os.posix_fallocate(file.fileno(), file_size(data), COMMIT_BYTES)
-    except OSError as error:
-        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
-    return True
-
-
-def make_parent(out: Path) -> None:
-    """Make the folder that OUT will be in."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out.parent} cannot be made for OUT: {error.strerror}; choose another OUT") from error
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise DataError(f"{out.parent} cannot be written to; choose another OUT")
-
-
-def summary(out: Path, seconds: float) -> str:
-    """Return the last line: what OUT holds and what it took."""
-    dataset = json.loads((out / "dataset.json").read_bytes())
-    actions = (out / "rejected.jsonl").read_bytes()
-    return (
-        f"{dataset['count']:,} images, {actions.count(REJECTED):,} rejected, {actions.count(REPAIRED):,} repaired, "
-        f"{size_text((out / 'data.mdb').stat().st_size)}, {seconds:.1f} s: {out}"
-    )
-
-
-def size_text(size: float) -> str:
-    """Return a number of bytes in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
 
 
 def _run(options: Options) -> None:

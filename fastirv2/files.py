@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ else:
 
 
 class HeldError(Exception):
-    """Another process holds the lock; its text is that process's number, or "unknown"."""
+    """Another process holds the lock; its text is that process's number (and host, if another), or "unknown"."""
 
 
 def write_file(path: Path, write: Callable[[Any], object]) -> None:
@@ -46,7 +47,7 @@ def sync_folder(path: Path) -> None:
 
 
 def hold(path: Path) -> int:
-    """Lock a file for this process, writing its number into it, and return the descriptor; closing it lets go.
+    """Lock a file for this process, writing its number and host into it, and return the descriptor; closing it lets go.
 
     Raises:
         HeldError: another process holds it.
@@ -57,15 +58,15 @@ def hold(path: Path) -> int:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.read(file, 32).decode().strip() or "unknown"
+            holder = os.read(file, 300).decode(errors="replace").strip() or "unknown"
             os.close(file)
-            raise HeldError(holder) from error
+            raise HeldError(holder.removesuffix(f" on {socket.gethostname()}")) from error
         except OSError:
             os.close(file)
             raise
         if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:  # its last holder may have removed it meanwhile
             os.ftruncate(file, 0)
-            os.write(file, f"{os.getpid()}\n".encode())
+            os.write(file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
             return file
         os.close(file)
 

@@ -1,8 +1,9 @@
-"""The folder that a build works in: one builder at a time, the same settings when it goes on, and the rename at the end."""
+"""The folder that a build works in: one builder at a time, the same settings when it goes on, its disk, its publication."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
+from fastirv2.building.summary import size_text
+from fastirv2.building.writer import COMMIT_BYTES, file_size, read_journal
 from fastirv2.errors import DataError
 from fastirv2.files import HeldError, hold, sync_folder, write_file
 
@@ -70,6 +75,47 @@ def open_partial(out: Path, settings: dict[str, Any], *, overwrite: bool) -> Pat
     if not (folder / "dataset.json").exists():
         write_file(folder / "build.json", lambda stream: stream.write(json.dumps(settings, indent=1).encode() + b"\n"))
     return folder
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path, count: int) -> Iterator[None]:
+    """Turn an error of the disk into a DataError that says what a build of `count` images needs when it is full."""
+    try:
+        yield
+    except (OSError, lmdb.Error) as error:
+        if has_room(folder):
+            raise DataError(f"{folder}: {error}; when that is mended, the same command goes on") from error
+        rows = read_journal(folder)
+        needed = f"about {size_text(1.02 * rows['length'].mean() * count)}" if len(rows) else "more"
+        held = size_text(file_size(folder / "data.mdb"))
+        raise DataError(
+            f"{folder} does not fit on its disk: the LMDB needs {needed}, it has {held} now and "
+            f"{size_text(shutil.disk_usage(folder).free)} are free; make room and give the same command to go on"
+        ) from error
+
+
+def has_room(folder: Path) -> bool:
+    """Return whether data.mdb could take another commit: LMDB calls a disk that is full an "Input/output error" at times."""
+    data, probe = folder / "data.mdb", folder / "probe"
+    try:
+        with probe.open("wb") as file:
+            os.posix_fallocate(file.fileno(), file_size(data), COMMIT_BYTES)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return True
+
+
+def make_parent(out: Path) -> None:
+    """Make the folder that OUT will be in."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out.parent} cannot be made for OUT: {error.strerror}; choose another OUT") from error
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise DataError(f"{out.parent} cannot be written to; choose another OUT")
 
 
 def publish(out: Path) -> None:

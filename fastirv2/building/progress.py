@@ -6,9 +6,16 @@ import sys
 import time
 from typing import Any
 
+from fastirv2.building.summary import time_text
+
+SECONDS_A_LINE = 10
+
 
 class Progress:
-    """Shows images/s and the time left: a bar on a terminal, a line every ten seconds elsewhere; on stderr."""
+    """Shows images/s, MB/s read, images rejected and the time left, on stderr.
+
+    `total` images, of which `done` were there before; on a terminal a bar, elsewhere a line every ten seconds.
+    """
 
     def __init__(self, total: int, done: int) -> None:
         self._total = total
@@ -25,7 +32,6 @@ class Progress:
                 progress.BarColumn(),
                 progress.MofNCompleteColumn(),
                 progress.TextColumn("{task.fields[text]}"),
-                progress.TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,
             )
@@ -37,17 +43,25 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def show(self, done: int, rejected: int) -> None:
-        """Take the number of images done and rejected so far."""
+    def show(self, done: int, rejected: int, read: int) -> None:
+        """Take the number of images done and rejected, and of bytes read by this process's workers, so far."""
         now = time.monotonic()
-        rate = (done - self._first) / max(now - self._begun, 1e-9)
+        due = now - self._last >= SECONDS_A_LINE or done == self._total
+        if not (self._bar or due):
+            return
+        seconds = max(now - self._begun, 1e-9)
+        rate = (done - self._first) / seconds
+        left = time_text((self._total - done) / rate) if rate else "unknown time"
+        text = f"{rate:,.0f} images/s, {read / seconds / 1e6:,.1f} MB/s, {rejected:,} rejected, {left} left"
         if self._bar:
-            self._bar.update(self._task, completed=done, text=f"{rate:,.0f} images/s, {rejected:,} rejected")
-        elif now - self._last >= 10 or done == self._total:
+            self._bar.update(self._task, completed=done, text=text)
+        else:
             self._last = now
-            left = (self._total - done) / rate
-            print(
-                f"{done:,} of {self._total:,} images, {rate:,.0f} images/s, {rejected:,} rejected, {left:,.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            self.say(f"{done:,} of {self._total:,} images, {text}")
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)

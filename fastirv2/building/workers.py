@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import queue
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -19,139 +20,267 @@ CHUNK = 8  # tasks a message
 _HELD = 2  # chunks that a worker holds, so that it never waits for the next one
 _AHEAD = 4  # chunks per worker that may be under way, and
 _AHEAD_AT_LEAST = 32  # so many whatever the number of workers: they go on while the writer waits for the disk
+_AHEAD_BYTES = 96 << 20  # of results that wait for an earlier one, and as many again that wait to be taken
+_MESSAGE_BYTES = 4 << 20  # of results after which a worker sends what it has
+_DEATHS = 8  # that a pool outlives: on a machine without memory each replacement would die in its turn
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process ended without an answer; `task` is what it was working on."""
+    """A worker process ended without an answer; `task` is what it was working on, `how` says what ended it."""
 
-    def __init__(self, task: Any, exit_code: int | None) -> None:
+    def __init__(self, task: Any, process: int | None, exit_code: int | None) -> None:
         self.task = task
+        self.process = process
         self.how = f"killed by signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
-        super().__init__(f"a worker process ended ({self.how}) while working on {task}")
+        super().__init__(f"worker process {process} ended ({self.how}) while working on {task}")
+
+
+@dataclass
+class _Chunk:
+    """Some neighbouring tasks, and the results that have come for the first of them."""
+
+    number: int
+    tasks: list[Any]
+    results: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class _Worker:
+    """A process, our end of the connection to it, its count of finished tasks, and the chunks that it was sent."""
+
+    process: Any
+    connection: Connection
+    finished: Any
+    received: int = 0
+    chunks: deque[_Chunk] = field(default_factory=deque)
+
+    def send(self, chunk: _Chunk) -> None:
+        """Hand over what is left of a chunk."""
+        self.chunks.append(chunk)
+        with contextlib.suppress(OSError):  # a worker that is gone shows when its answer is read
+            self.connection.send(chunk.tasks[len(chunk.results) :])
+
+    def current_task(self) -> Any:
+        """Return what it is working on, or was when it ended."""
+        tasks = [task for chunk in self.chunks for task in chunk.tasks[len(chunk.results) :]]
+        return tasks[min(self.finished.value - self.received, len(tasks) - 1)]
 
 
 class Workers:
-    """`count` processes that each run `job` (picklable, Task → result) on the tasks given to `map`; a context manager."""
+    """`count` processes that each run `job` (picklable, Task → result) on the tasks given to `map`; a context manager.
 
-    def __init__(self, job: Callable[[Any], Any], count: int) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._job = job
-        self._count = count
+    `modules` are loaded once, before the processes are forked; `weigh` gives a result's size in bytes, which bounds what
+    is made ahead. When a process ends by itself, `on_death` is called and another one tries its tasks again.
+    """
+
+    def __init__(
+        self,
+        job: Callable[[Any], Any],
+        count: int,
+        *,
+        modules: Sequence[str] = (),
+        weigh: Callable[[Any], int] | None = None,
+        on_death: Callable[[WorkerDiedError], None] | None = None,
+    ) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["__main__", *_neighbours(), *modules])
+        self._job, self._count, self._weigh, self._on_death = job, count, weigh, on_death
         self._ahead = max(count * _AHEAD, _AHEAD_AT_LEAST)
-        self._closed = threading.Event()
-        self._processes: dict[Connection, Any] = {}
-        self._done: dict[Connection, Any] = {}
-        self._received: dict[Connection, int] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+        self._workers: list[_Worker] = []
+        self._tried_again: set[int] = set()
 
     def __enter__(self) -> Workers:
         # Ctrl-C goes to every process of the terminal: workers inherit that it is ignored, and end when the builder does.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
         try:
             for _ in range(self._count):
-                ours, theirs = self._context.Pipe()
-                done = self._context.RawValue("q", 0)
-                process = self._context.Process(target=_work, args=(theirs, self._job, done), daemon=True)
-                process.start()
-                theirs.close()
-                self._processes[ours], self._done[ours], self._received[ours] = process, done, 0
+                self._start()
         finally:
             if handler is not None:
                 signal.signal(signal.SIGINT, handler)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        for process in self._processes.values():
-            process.kill()
-        for process in self._processes.values():
-            process.join()
+        with self._lock:
+            self._closed = True
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[list[Any]]:
         """Yield the results in the order of the tasks, several at a time.
 
-        Raises WorkerDiedError when a process ends, and RuntimeError with the traceback when the job itself fails.
+        Raises WorkerDiedError when processes end that work on the same tasks twice, and RuntimeError with the traceback
+        when the job itself fails.
         """
-        results: queue.Queue[Any] = queue.Queue(maxsize=self._ahead // 2)
-        threading.Thread(target=self._deliver, args=(iter(tasks), results), daemon=True).start()
-        while (item := results.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def _deliver(self, tasks: Iterator[Any], results: queue.Queue[Any]) -> None:
-        """Hand out chunks and put what comes back into `results`, in order; then None, or the exception that ended it."""
+        buffer = _Buffer(self._ahead // 2)
+        threading.Thread(target=self._deliver, args=(iter(tasks), buffer), daemon=True).start()
         try:
-            for result in self._exchange(tasks):
-                if not self._put(results, result):
+            while (item := buffer.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            buffer.close()
+
+    def _start(self) -> _Worker:
+        """Add a process."""
+        ours, theirs = self._context.Pipe()
+        finished = self._context.RawValue("q", 0)
+        process = self._context.Process(target=_work, args=(theirs, self._job, self._weigh, finished), daemon=True)
+        worker = _Worker(process, ours, finished)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool is closed")
+            process.start()
+            self._workers.append(worker)
+        theirs.close()
+        return worker
+
+    def _deliver(self, tasks: Iterator[Any], buffer: _Buffer) -> None:
+        """Hand out chunks and put what comes back into the buffer, in order; then None, or the exception that ended it."""
+        try:
+            for results in self._exchange(tasks):
+                if not buffer.put(results, self._weight(results)):
                     return
-            self._put(results, None)
+            buffer.put(None, 0)
         except Exception as error:
-            self._put(results, error)
+            buffer.put(error, 0)
 
     def _exchange(self, tasks: Iterator[Any]) -> Iterator[list[Any]]:
         """Keep every worker busy and yield the chunks of results in order."""
-        held: dict[Connection, deque[tuple[int, list[Any]]]] = {connection: deque() for connection in self._processes}
         ready: dict[int, list[Any]] = {}
-        sent = due = 0
+        sent = due = waiting_bytes = 0
+        active = list(self._workers)
         while True:
-            for connection, chunks in held.items():
-                while len(chunks) < _HELD and sent - due < self._ahead and (chunk := list(islice(tasks, CHUNK))):
-                    chunks.append((sent, chunk))
+            for worker in active:
+                while (
+                    len(worker.chunks) < _HELD
+                    and sent - due < self._ahead
+                    and waiting_bytes < _AHEAD_BYTES
+                    and (chunk := list(islice(tasks, CHUNK)))
+                ):
+                    worker.send(_Chunk(sent, chunk))
                     sent += 1
-                    with contextlib.suppress(OSError):  # a worker that is gone shows when its answer is read
-                        connection.send(chunk)
-            if sent == due:
+            busy = {worker.connection: worker for worker in active if worker.chunks}
+            if not busy:
                 return
-            for connection in wait([connection for connection, chunks in held.items() if chunks]):
-                answer = self._receive(connection, held[connection])
-                number, chunk = held[connection].popleft()
-                self._received[connection] += len(chunk)
-                ready[number] = answer
+            for connection in wait(list(busy)):
+                worker = busy[connection]
+                if not self._receive(worker):
+                    active[active.index(worker)] = self._replace(worker)
+                elif len(worker.chunks[0].results) == len(worker.chunks[0].tasks):
+                    chunk = worker.chunks.popleft()
+                    ready[chunk.number] = chunk.results
+                    waiting_bytes += self._weight(chunk.results)
             while due in ready:
-                yield ready.pop(due)
+                results = ready.pop(due)
+                waiting_bytes -= self._weight(results)
                 due += 1
+                yield results
 
-    def _receive(self, connection: Connection, chunks: deque[tuple[int, list[Any]]]) -> list[Any]:
-        """Return a worker's results for the oldest of the `chunks` that it holds."""
+    def _receive(self, worker: _Worker) -> bool:
+        """Take results for the oldest chunk that a worker holds; False when the worker is gone."""
         try:
-            answer = connection.recv()
-        except (EOFError, OSError) as error:
-            process = self._processes[connection]
-            if not self._closed.is_set():
-                process.join(timeout=5)
-            tasks = [task for _, chunk in chunks for task in chunk]
-            finished = self._done[connection].value - self._received[connection]
-            raise WorkerDiedError(tasks[min(finished, len(tasks) - 1)], process.exitcode) from error
+            answer = worker.connection.recv()
+        except (EOFError, OSError):
+            return False
         if isinstance(answer, str):
-            raise RuntimeError(f"a worker failed on one of {chunks[0][1]}:\n{answer}")
-        return answer
+            raise RuntimeError(f"a worker failed on one of {worker.chunks[0].tasks}:\n{answer}")
+        worker.chunks[0].results += answer
+        worker.received += len(answer)
+        return True
 
-    def _put(self, results: queue.Queue[Any], item: object) -> bool:
-        """Wait until `results` takes the item; False when nobody will take it any more."""
-        while not self._closed.is_set():
-            with contextlib.suppress(queue.Full):
-                results.put(item, timeout=0.2)
-                return True
-        return False
+    def _replace(self, dead: _Worker) -> _Worker:
+        """Start another worker on the tasks of one that is gone; raises WorkerDiedError when they were tried twice."""
+        dead.process.join(timeout=5)
+        error = WorkerDiedError(dead.current_task(), dead.process.pid, dead.process.exitcode)
+        first = dead.chunks[0].number
+        if self._closed or first in self._tried_again or len(self._tried_again) == _DEATHS:
+            raise error
+        self._tried_again.add(first)
+        if self._on_death:
+            self._on_death(error)
+        worker = self._start()
+        for chunk in dead.chunks:
+            worker.send(chunk)
+        return worker
+
+    def _weight(self, results: list[Any]) -> int:
+        """Return the size of some results in bytes."""
+        return sum(map(self._weigh, results)) if self._weigh else 0
 
 
-def _work(connection: Connection, job: Callable[[Any], Any], done: Any) -> None:
-    """Answer chunks of tasks until the builder closes the connection or is gone; `done` counts the tasks."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to every process: the builder decides what follows
+class _Buffer:
+    """Chunks of results on their way to the thread that takes them, bounded in number and in bytes."""
+
+    def __init__(self, chunks: int) -> None:
+        self._chunks = chunks
+        self._items: deque[tuple[Any, int]] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, item: Any, weight: int) -> bool:
+        """Wait until there is room and add an item; False when nobody will take it any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or (len(self._items) < self._chunks and self._bytes < _AHEAD_BYTES))
+            self._items.append((item, weight))
+            self._bytes += weight
+            self._changed.notify_all()
+            return not self._closed
+
+    def get(self) -> Any:
+        """Wait for the next item."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items)
+            item, weight = self._items.popleft()
+            self._bytes -= weight
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        """Let the thread that fills it end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _work(connection: Connection, job: Callable[[Any], Any], weigh: Callable[[Any], int] | None, finished: Any) -> None:
+    """Answer chunks of tasks until the builder closes the connection or is gone; `finished` counts the tasks."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send it to every process: the builder decides what follows
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            chunk = connection.recv()
-            results = []
-            try:
-                for task in chunk:
-                    results.append(job(task))
-                    done.value += 1
-            except MemoryError:
-                os._exit(137)  # as the kernel's out-of-memory killer ends a process: not to be taken for a fault of the task
-            except Exception:
-                connection.send(traceback.format_exc())
-                return
-            connection.send(results)
+            results, size = [], 0
+            for task in connection.recv():
+                results.append(_attempt(job, task, connection))
+                finished.value += 1
+                size += weigh(results[-1]) if weigh else 0
+                if size >= _MESSAGE_BYTES:
+                    connection.send(results)
+                    results, size = [], 0
+            if results:
+                connection.send(results)
+
+
+def _attempt(job: Callable[[Any], Any], task: Any, connection: Connection) -> Any:
+    """Return the job's result for one task; when the job fails, send why and end the process."""
+    try:
+        return job(task)
+    except MemoryError:
+        os._exit(137)  # as the kernel's out-of-memory killer ends a process: not to be taken for a fault of the task
+    except Exception:
+        connection.send(traceback.format_exc())
+        sys.exit(1)
+
+
+def _neighbours() -> list[str]:
+    """Return the modules of this package that are loaded: every worker would load them anew with the program's own."""
+    return [name for name in sys.modules if name.startswith(f"{__package__}.")]
 
 
 def _in_main_thread() -> bool:

@@ -31,7 +31,6 @@ ROW = np.dtype(
         ("digest", "u1", 32),
     ]
 )
-REJECTED, REPAIRED = b'"action": "rejected"}\n', b'"action": "repaired"}\n'  # how a line of rejected.jsonl ends
 COMMIT_BYTES = 64 << 20
 COMMIT_RECORDS = 4096
 MAP_BYTES = 1 << 30

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lmdb
@@ -167,7 +168,26 @@ def test_too_many_bad_images_keep_the_report_and_a_larger_share_goes_on(tmp_path
     assert not (tmp_path / "db").exists()
     accepted = command(folder, tmp_path / "db", "--max-bad", "0.1")
     assert accepted.returncode == 0
-    assert re.fullmatch(r"9 images, 1 rejected, 0 repaired, [\d.]+ kB, [\d.]+ s: .*db\n", accepted.stdout)
+    assert re.search(r"\n9 images, 1 rejected, 0 repaired, [\d.]+ kB, [\d.]+ s: .*db\n$", accepted.stdout)
+
+
+def test_a_table_at_the_end_sums_up_what_was_built(tmp_path):
+    folder = class_folders(tmp_path / "source", {"ant": 2, "cat": 1, "owl": 5})
+    (folder / "ant/bad.jpg").write_bytes(b"")
+    for number in range(3):
+        (folder / f"cat/{number}.png").write_bytes(encoded(pixels(90, 70, seed=number), "PNG"))
+    (tmp_path / "classes").write_text("ant\ncat\ndog\nowl\n")
+    done = command(folder, tmp_path / "db", "--max-bad", 1, "--classes", tmp_path / "classes")
+    rows = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()[:-1] if line.strip()]
+    assert rows[:4] == [
+        ["images", "11"],
+        ["classes", "4, 1 of them empty"],
+        ["smallest class", "dog, 0 images"],
+        ["largest class", "owl, 5 images"],
+    ]
+    assert re.fullmatch(r"48 × 32 pixels, [\d.]+ k?B", rows[4][1])
+    assert rows[5:9] == [["repaired", "3"], ["3 × PNG instead of JPEG"], ["rejected", "1"], ["1 × the file is empty"]]
+    assert [row[0] for row in rows[9:]] == ["size", "time"]
 
 
 def test_images_that_are_all_bad_make_no_lmdb(tmp_path):
@@ -294,14 +314,30 @@ def readers(pipe):
     return found
 
 
-def test_a_killed_worker_ends_the_build_with_what_it_was_working_on(blocked):
+def test_a_killed_worker_is_named_and_its_images_are_tried_once_more(blocked):
     process, pipe, _ = blocked
     (worker,) = readers(pipe)
     os.kill(worker, signal.SIGKILL)
+    notice = process.stderr.readline()
+    assert notice == (
+        f"worker process {worker} ended (killed by signal 9; out of memory?) while working on {pipe}; another one tries again\n"
+    )
+    (second,) = wait_for_reader(pipe)
+    assert second != worker
+    os.kill(second, signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 65
     assert errors.count("\n") == 1
-    assert f"killed by signal 9; out of memory?) while working on {pipe}" in errors
+    assert f"worker process {second} ended (killed by signal 9; out of memory?) while working on {pipe}, as one" in errors
+    assert "give the same command to go on" in errors
+
+
+def wait_for_reader(pipe):
+    """Return the processes that have the pipe open, as soon as there is one."""
+    deadline = time.monotonic() + 60
+    while not (found := readers(pipe)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 @pytest.mark.parametrize("to_group", [False, True])

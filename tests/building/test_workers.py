@@ -1,6 +1,8 @@
 import operator
 import os
 import signal
+import time
+from functools import partial
 from itertools import count
 
 import pytest
@@ -30,7 +32,28 @@ def test_tasks_are_taken_only_a_bounded_way_ahead():
     assert 0 <= ahead <= 50 * CHUNK
 
 
-def test_a_killed_worker_is_reported_with_its_task():
+def kill_once(flag):
+    """Be killed when `flag` names a file, which is removed first; return what was given."""
+    if flag and os.path.exists(flag):
+        os.unlink(flag)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return flag
+
+
+def test_a_killed_worker_is_replaced_and_its_tasks_tried_again(tmp_path):
+    tasks = [None] * (6 * CHUNK)
+    for place in (5, 2 * CHUNK + 5, 4 * CHUNK):
+        tasks[place] = str(tmp_path / str(place))
+        (tmp_path / str(place)).touch()
+    died = []
+    with Workers(kill_once, 2, on_death=died.append) as pool:
+        assert [result for chunk in pool.map(tasks) for result in chunk] == tasks
+    assert sorted(error.task for error in died) == sorted(filter(None, tasks))
+    assert {error.how for error in died} == {"killed by signal 9"}
+    assert len({error.process for error in died}) == 3
+
+
+def test_a_task_that_kills_two_workers_is_reported():
     tasks = [signal.SIGCONT] * (3 * CHUNK)
     tasks[2 * CHUNK + 5] = signal.SIGKILL
     with pytest.raises(WorkerDiedError, match="killed by signal 9") as caught:
@@ -38,10 +61,31 @@ def test_a_killed_worker_is_reported_with_its_task():
     assert caught.value.task == signal.SIGKILL
 
 
+def test_workers_that_die_on_everything_end_the_work():
+    with pytest.raises(WorkerDiedError, match="killed by signal 9"):
+        results(signal.raise_signal, [signal.SIGKILL] * (1000 * CHUNK), 2)
+
+
 def test_a_worker_that_runs_out_of_memory_counts_as_dead():
     with pytest.raises(WorkerDiedError, match="exit code 137") as caught:
         results(bytearray, [10, 10, 1 << 62, 10], 1)
     assert caught.value.task == 1 << 62
+
+
+def test_large_results_wait_in_bounded_memory():
+    """The first task holds all others back, which may then not all be made ahead."""
+    made, size = count(), 2 << 20
+    tasks = (0.5 if next(made) == 0 else 0 for _ in range(1000))
+    with Workers(partial(large, size), 2, weigh=len) as pool:
+        chunks = pool.map(tasks)
+        next(chunks)
+        assert next(made) * size < 300 << 20
+        assert sum(len(chunk) for chunk in chunks) == 1000 - CHUNK
+
+
+def large(size, seconds):
+    time.sleep(seconds)
+    return bytes(size)
 
 
 def test_a_job_that_fails_is_reported_with_its_traceback():
@@ -51,7 +95,7 @@ def test_a_job_that_fails_is_reported_with_its_traceback():
 
 def test_workers_end_with_the_pool():
     with Workers(operator.neg, 2) as pool:
-        processes = list(pool._processes.values())
+        processes = [worker.process for worker in pool._workers]
         assert next(iter(pool.map(count())))
     assert all(process.exitcode is not None for process in processes)
 
