@@ -49,7 +49,7 @@ class Options:
     recipe: str = ""
     """Name of a recipe (see --recipes), or a TOML file of your own."""
     train_path: Annotated[str, tyro.conf.arg(name="train", metavar="PATH")] = ""
-    """Training set: an LMDB folder, a folder of class folders, or a list of "path label" lines."""
+    """Training set: an LMDB folder, several joined by commas, a folder of class folders, or a list of "path label" lines."""
     val_path: Annotated[str, tyro.conf.arg(name="val", metavar="PATH")] = ""
     """Validation set, in any of these forms."""
     out: Annotated[str, tyro.conf.arg(metavar="RUN")] = ""

@@ -13,8 +13,9 @@ import torch
 
 from fastirv2.config import Config, Options, as_table, parse, read_recipe, recipe_names, to_toml
 from fastirv2.data.counter import hashes
+from fastirv2.data.dataset import Records, check_classes
 from fastirv2.data.loader import Loader, TrainOrder, ValidationOrder
-from fastirv2.data.records import Records, check_classes, open_records
+from fastirv2.data.records import open_records, resize_warnings
 from fastirv2.errors import DataError, StoppedError, UsageError, UserError, run_command
 from fastirv2.models import create
 from fastirv2.models.norm import Statistics, share_statistics
@@ -198,6 +199,9 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
     )
     rate = learning_rate(1, config.schedule), learning_rate(plan.total_steps, config.schedule)
     console.say(f"learning rate {rate[0]:.3g} at the first step, {rate[1]:.3g} at the last")
+    for records in (prepared.train, prepared.val):
+        for warning in (*records.warnings, *resize_warnings(records, config.input.resize)):
+            console.warn(warning)
 
 
 def conclude(run: Run) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fastirv2.data import sampler
 from fastirv2.data.augment import Windows, centre_crops, random_crops
-from fastirv2.data.records import Records
+from fastirv2.data.dataset import Records
 from fastirv2.errors import DataError, UsageError
 from fastirv2.host import available_cpus
 from fastirv2.pipelines.images import decoding_error, image_pipeline

@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from fastirv2.data.records import FileRecords, LmdbRecords, check_classes, open_records
+from fastirv2.data.dataset import check_classes
+from fastirv2.data.lmdb_records import LmdbRecords
+from fastirv2.data.records import FileRecords, open_records
 from fastirv2.errors import DataError
 
 

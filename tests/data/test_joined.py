@@ -1,0 +1,102 @@
+"""Several LMDBs as one data set: the parts of one build hold each image once, in one order."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fastirv2.data.joined import JoinedRecords
+from fastirv2.data.records import open_records, resize_warnings
+from fastirv2.errors import DataError
+from tests.conftest import build
+
+
+@pytest.fixture(scope="module")
+def parts(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    return [build(images, folder / f"part{i}", "--part", f"{i}/3") for i in (1, 2, 3)]
+
+
+def joined(*folders):
+    return ",".join(map(str, folders))
+
+
+def refusal(path):
+    with pytest.raises(DataError) as error:
+        open_records(path)
+    return str(error.value)
+
+
+def test_all_parts_together_are_the_whole_build_record_by_record(parts, lmdb_folder):
+    whole, together = open_records(lmdb_folder), open_records(joined(*parts))
+    assert isinstance(together, JoinedRecords)
+    assert together.classes == whole.classes
+    assert together.labels.tolist() == whole.labels.tolist()
+    assert together.warnings == ()
+    assert [(bytes(data), label) for data, label in map(together.__getitem__, range(23))] == [
+        (bytes(data), label) for data, label in map(whole.__getitem__, range(23))
+    ]
+
+
+def test_a_batch_is_fed_from_all_maps_in_its_own_order_without_a_copy(parts, lmdb_folder):
+    whole, together = open_records(lmdb_folder), open_records(joined(*parts))
+    numbers = np.random.default_rng(0).permutation(23)
+    fed = together.feed(numbers)
+    assert [bytes(view) for view in fed] == [bytes(view) for view in whole.feed(numbers)]
+    assert not any(view.flags.owndata for view in fed)
+
+
+def test_a_record_is_named_by_its_own_folder_and_key(parts):
+    first = len(open_records(parts[0]))
+    together = open_records(joined(*parts))
+    assert together.where(first - 1) == f"record {first - 1:08d} of {parts[0]}"
+    assert together.where(first) == f"record 00000000 of {parts[1]}"
+
+
+def test_the_digest_is_that_of_the_parts_in_their_order(parts):
+    assert open_records(joined(*parts)).digest == open_records(joined(*parts)).digest
+    assert open_records(joined(*parts)).digest != open_records(joined(*parts[::-1])).digest
+
+
+def test_missing_parts_are_warned_about(parts):
+    (warning,) = open_records(joined(parts[2], parts[0])).warnings
+    assert warning == f"of the images that {parts[2]} and {parts[0]} were built from, part 2/3 is missing"
+    assert open_records(parts[1]).warnings == (f"{parts[1]} is only part 2/3 of the images it was built from",)
+
+
+def test_what_would_hold_images_twice_is_refused(parts, lmdb_folder, images, tmp_path):
+    copy = shutil.copytree(parts[0], tmp_path / "copy")
+    assert refusal(joined(parts[0], copy)) == f"{parts[0]} and {copy} hold the same records; give each LMDB once"
+    assert "not as parts of one order: --seed 0 --part 1/3 and --seed 0 --part 1/1" in refusal(joined(parts[0], lmdb_folder))
+    smaller = build(images, tmp_path / "smaller", "--part", "1/3", "--resize", "40x40")
+    assert "are the same part of the same images: --seed 0 --part 1/3" in refusal(joined(parts[0], smaller))
+    other = build(images, tmp_path / "other", "--part", "2/3", "--seed", "1")
+    assert "--seed 0 --part 1/3 and --seed 1 --part 2/3" in refusal(joined(parts[0], other))
+
+
+def test_what_cannot_be_joined_is_refused(parts, images, tmp_path):
+    assert "there is nothing before, after or between commas" in refusal(f"{parts[0]},")
+    assert refusal(joined(parts[0], images)).startswith(f"{images}, one of several joined by commas, is no LMDB folder")
+    assert refusal(joined(parts[0], tmp_path / "none")) == f"{tmp_path}/none does not exist"
+    about = json.loads((parts[1] / "dataset.json").read_text())
+    renamed = shutil.copytree(parts[1], tmp_path / "renamed")
+    (renamed / "dataset.json").write_text(json.dumps(about | {"classes": ["cat", "wolf"]}))
+    assert "have different classes: label 1 is 'dog' and 'wolf'" in refusal(joined(parts[0], renamed))
+
+
+def test_a_folder_with_a_comma_in_its_name_is_opened_as_it_is(lmdb_folder, tmp_path):
+    copy = shutil.copytree(lmdb_folder, tmp_path / "a,b")
+    assert open_records(copy).path == str(copy)
+
+
+def test_images_stored_smaller_than_training_asks_for_are_warned_about(images, parts, tmp_path):
+    small = build(images, tmp_path / "small", "--resize", "100x60", "--part", "1/3")
+    short = build(images, tmp_path / "short", "--resize", "short:80", "--part", "2/3")
+    assert resize_warnings(open_records(parts[0]), 4096) == []
+    assert resize_warnings(open_records(small), 60) == resize_warnings(open_records(short), 80) == []
+    (warning,) = resize_warnings(open_records(small), 61)
+    assert warning.startswith(f"{small} was built with --resize 100x60: its images are enlarged to 61 pixels")
+    three = resize_warnings(open_records(joined(small, short)), 82)
+    assert len(three) == 3
+    assert "joins LMDBs built with different --resize: 100x60 and short:80" in three[2]
