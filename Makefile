@@ -18,7 +18,7 @@ help:
 	@echo "make demo    train a small network on 16 classes of scikit-image's photographs"
 	@echo "make test    run the tests"
 	@echo "make lint    check the style of the code and of the Dockerfile"
-	@echo "make bench   measure the data path and the network: build/bench_*.json"
+	@echo "make bench   measure the builder, the input and the network: build/bench_*.json"
 	@echo "make soak    train for long while killing and restarting the run"
 	@echo "make clean   remove all that these have made, the environment in $(VENV) and the run in $(DEMO) included"
 	@echo "PYTHON=...   the Python to make $(VENV) with, 3.10 or newer"
@@ -55,6 +55,8 @@ lint: $(READY)
 
 bench: $(READY)
 	@mkdir -p build
+	$(BIN)/python tools/bench_data.py --build --json build/bench_build.json
+	$(BIN)/python tools/bench_data.py --build --memory --json build/bench_build_memory.json
 	$(BIN)/python tools/bench_data.py --json build/bench_data.json
 	$(BIN)/python tools/bench_model.py --json build/bench_model.json
 

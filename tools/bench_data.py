@@ -1,4 +1,7 @@
-"""Measure the input: images/s of the loader, beside DALI's own Caffe reader over the same LMDB in the same run."""
+"""Measure the input: images/s of the loader, beside DALI's own Caffe reader over the same LMDB in the same run.
+
+`bench_data.py --build` measures fastirv2-build-lmdb instead; `--build --help` lists its options.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import bench_build
 import numpy as np
 import torch
 import tyro
@@ -122,6 +126,8 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
 
 def main() -> None:
     """Read the command line, measure, print a table."""
+    if "--build" in sys.argv[1:]:
+        return bench_build.main([word for word in sys.argv[1:] if word != "--build"])
     options = tyro.cli(Options, description=__doc__)
     with tempfile.TemporaryDirectory(prefix="bench_data-") as folder:
         data = options.data
