@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lmdb
 import numpy as np
@@ -34,6 +35,7 @@ ROW = np.dtype(
 COMMIT_BYTES = 64 << 20
 COMMIT_RECORDS = 4096
 MAP_BYTES = 1 << 30
+_ROWS_A_PIECE = 1 << 18
 _PACK = struct.Struct("<BiIHHHQ32s").pack
 
 
@@ -139,10 +141,9 @@ class RecordWriter:
 
 
 def read_journal(folder: Path) -> np.ndarray:
-    """Return the journal's whole rows (`ROW`), none when there is no journal yet."""
-    journal = folder / "journal"
-    data = journal.read_bytes() if journal.exists() else b""
-    return np.frombuffer(data, ROW, count=len(data) // ROW.itemsize)
+    """Return the journal's whole rows (`ROW`) as a map of the file, none when there is no journal yet."""
+    count = file_size(folder / "journal") // ROW.itemsize
+    return np.memmap(folder / "journal", ROW, "r", shape=(count,)) if count else np.empty(0, ROW)
 
 
 def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any]) -> dict[str, Any]:
@@ -150,32 +151,57 @@ def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any]) ->
 
     `settings` (resize, quality, seed, part and what else tells one build from another) is stored with it.
     """
-    file = folder / "data.mdb"
+    _pad(folder / "data.mdb")
     rows = read_journal(folder)
-    rows = rows[rows["stored"] == 1]
-    _pad(file)
+    count = int(rows["stored"].sum())
     extents = value_extents(folder)
-    if len(extents) != len(rows) or (extents["length"] < rows["length"] + rows["header"]).any():
+    if len(extents) != count:
         raise DataError(f"{folder} and its journal differ: begin anew with --overwrite")
-    index = np.empty(len(rows), INDEX)
-    index["offset"] = extents["offset"] + rows["header"]
-    for field in ("length", "label", "width", "height"):
-        index[field] = rows[field]
-    write_file(folder / "index.npy", lambda stream: np.save(stream, index))
+    digest, totals = hashlib.sha256(), np.zeros(len(classes), np.int64)
+    write_file(folder / "index.npy", lambda stream: _write_index(stream, folder, rows, extents, digest, totals))
     dataset = {
         "format_version": FORMAT_VERSION,
-        "count": len(rows),
+        "count": count,
         "pages": check_size(folder).pages,
-        "data_bytes": int(rows["length"].sum(dtype=np.int64)),
+        "data_bytes": sum(int(part["length"].sum(dtype=np.int64)) for part in _stored_rows(rows)),
         "classes": classes,
-        "images_per_class": np.bincount(rows["label"], minlength=len(classes)).tolist(),
+        "images_per_class": totals.tolist(),
         **{name: settings[name] for name in ("resize", "quality", "seed", "part")},
-        "digest": hashlib.sha256(rows["digest"].tobytes()).hexdigest(),
+        "digest": digest.hexdigest(),
         "build": settings,
     }
     text = json.dumps(dataset, indent=1).encode() + b"\n"
     write_file(folder / "dataset.json", lambda stream: stream.write(text))
     return dataset
+
+
+def _write_index(
+    stream: BinaryIO, folder: Path, rows: np.ndarray, extents: np.ndarray, digest: Any, images_per_class: np.ndarray
+) -> None:
+    """Write index.npy, a piece at a time; adds the records to the digest, and to the number of images of each class."""
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": np.lib.format.dtype_to_descr(INDEX), "fortran_order": False, "shape": (len(extents),)}
+    )
+    start = 0
+    for part in _stored_rows(rows):
+        places = extents[start : start + len(part)]
+        start += len(part)
+        if (places["length"] < part["length"] + part["header"]).any():
+            raise DataError(f"{folder} and its journal differ: begin anew with --overwrite")
+        index = np.empty(len(part), INDEX)
+        index["offset"] = places["offset"] + part["header"]
+        for field in ("length", "label", "width", "height"):
+            index[field] = part[field]
+        stream.write(index.tobytes())
+        digest.update(part["digest"].tobytes())
+        images_per_class += np.bincount(part["label"], minlength=len(images_per_class))
+
+
+def _stored_rows(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the journal's rows of images that are stored, piece by piece: all at once are a gigabyte for 14 million."""
+    for start in range(0, len(rows), _ROWS_A_PIECE):
+        piece = rows[start : start + _ROWS_A_PIECE]
+        yield piece[piece["stored"] == 1]
 
 
 def _pad(file: Path) -> None:

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,25 @@ def test_the_folder_holds_what_the_contract_names(out):
     assert (described["format_version"], described["count"], described["classes"]) == (1, 75, ["ant", "owl", "zebra"])
     assert (described["images_per_class"], described["part"]) == ([30, 25, 20], None)
     assert (described["resize"], described["quality"], described["seed"]) == ("none", 95, 0)
+
+
+@pytest.mark.parametrize("copier", ["cp -r", "rsync -a", "tar"])
+def test_the_folder_copies_without_growing(out, tmp_path, copier):
+    """LMDB's map may be larger than its file, and must not be in the file as a hole that copies fill."""
+    if not shutil.which(copier.split()[0]):
+        pytest.skip(f"{copier.split()[0]} is not installed")
+    copy = tmp_path / "copy"
+    if copier == "tar":
+        copy.mkdir()
+        subprocess.run(f"tar -C {out} -cf - . | tar -C {copy} -xf -", shell=True, check=True)
+    else:
+        subprocess.run([*copier.split(), f"{out}/", str(copy)], check=True)
+    for file in ("data.mdb", "index.npy"):
+        status = (copy / file).stat()
+        assert status.st_size == (out / file).stat().st_size
+        assert status.st_blocks * 512 <= (out / file).stat().st_blocks * 512 + (64 << 10)
+    assert (out / "data.mdb").stat().st_size == dataset(out)["pages"] * 4096
+    assert check(copy)
 
 
 def test_dali_reads_the_same_bytes_and_labels(out):
