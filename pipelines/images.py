@@ -16,7 +16,7 @@ def image_pipeline(
     device_id: int | None,
     threads: int,
     prefetch: int,
-    files: bool,
+    form: str,
     hw_decoder_load: float,
 ) -> Pipeline:
     """Make the graph from `source`'s batches to images and labels.
@@ -26,15 +26,16 @@ def image_pipeline(
     EXIF orientation is applied, as it is when records are built.
 
     Args:
-        source: called once a batch, ahead of time; returns [encoded images (a list of uint8 arrays) or file paths (the same,
-            UTF-8), window starts float32 (batch, 2) as (y, x) in 0 … 1, window ends likewise, labels int64 (batch,)]. The
-            arrays are not copied: they stay as they are until the batch has come out.
+        source: called once a batch, ahead of time; returns [images as `form` says (a list of uint8 arrays), window starts
+            float32 (batch, 2) as (y, x) in 0 … 1, window ends likewise, labels int64 (batch,)]. The arrays are not copied:
+            they stay as they are until the batch has come out.
         batch: samples a batch.
         crop: side of the output in pixels.
         device_id: the GPU that decodes and resizes, or None for the CPU.
         threads: host threads of the pipeline.
         prefetch: batches made ahead.
-        files: `source` gives paths of files, which the pipeline's threads read.
+        form: what `source` gives: "encoded" images, "files" (their paths, which the pipeline's threads read), or "planes":
+            raw images (3, height, width) in the order blue, green, red.
         hw_decoder_load: share of a batch that goes to a GPU's JPEG engines, 0 … 1; pixels repeat exactly only at 0.
 
     Returns:
@@ -45,11 +46,19 @@ def image_pipeline(
     )
     decoder = {"device": "cpu"} if device_id is None else {"device": "mixed", "hw_decoder_load": hw_decoder_load}
     with pipeline:
-        encoded, start, end, labels = fn.external_source(source=source, num_outputs=4, batch=True, no_copy=True)
-        if files:
-            encoded = fn.io.file.read(encoded)
-        images = fn.decoders.image(encoded, output_type=types.RGB, jpeg_fancy_upsampling=True, **decoder)
+        layout = ["CHW" if form == "planes" else None, None, None, None]
+        stored, start, end, labels = fn.external_source(
+            source=source, num_outputs=4, batch=True, no_copy=True, layout=layout
+        )
+        if form == "planes":
+            images = stored if device_id is None else stored.gpu()
+        else:
+            encoded = fn.io.file.read(stored) if form == "files" else stored
+            images = fn.decoders.image(encoded, output_type=types.RGB, jpeg_fancy_upsampling=True, **decoder)
         images = fn.resize(images, size=(crop, crop), roi_start=start, roi_end=end, roi_relative=True)
+        if form == "planes":
+            pixels = fn.transpose(images, perm=[1, 2, 0])
+            images = fn.color_space_conversion(pixels, image_type=types.BGR, output_type=types.RGB)
         pipeline.set_outputs(images, labels if device_id is None else labels.gpu())
     return pipeline
 

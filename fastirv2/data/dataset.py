@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from fastirv2.errors import DataError
 class Records(ABC):
     """A fixed sequence of images with labels; `records[i]` is (bytes of the encoded image, label).
 
-    `labels` is int64 (count,), `classes` the names in label order, `digest` the same for the same data, `files` whether
-    `feed` gives paths instead of bytes, `resizes` what the images were stored with (none, WxH or short:N; several when
-    several LMDBs are joined), `warnings` what a user should know before training on them.
+    `labels` is int64 (count,), `classes` the names in label order, `digest` the same for the same data, `form` what `feed`
+    gives ("encoded" images, "files": their paths, "planes": raw ones in the order blue, green, red), `resizes` what the
+    images were stored with (none, WxH or short:N; several when several LMDBs are joined), `warnings` what a user should
+    know before training on them.
     """
 
-    files: bool = False
+    form: Literal["encoded", "files", "planes"] = "encoded"
     resizes: tuple[str, ...] = ("none",)
     warnings: tuple[str, ...] = ()
 
@@ -40,7 +42,7 @@ class Records(ABC):
 
     @abstractmethod
     def feed(self, numbers: np.ndarray) -> list[np.ndarray]:
-        """Return what a DALI graph is fed for these records: uint8 arrays of encoded images, or of paths."""
+        """Return what a DALI graph is fed for these records: uint8 arrays of encoded images, of paths, or (3, H, W) planes."""
 
     @abstractmethod
     def where(self, number: int) -> str:
@@ -48,17 +50,31 @@ class Records(ABC):
 
 
 def check_classes(records: Iterable[Records]) -> list[str]:
-    """Return the classes that all the data sets share, raising DataError where they differ."""
+    """Return the classes that all the data sets share; raises DataError where they differ.
+
+    Of data sets whose classes have numbers for names, the later ones may lack the last classes of the first.
+    """
     first, *others = records
     for other in others:
-        if other.classes != first.classes:
+        fewer = _numbered(first.classes) and _numbered(other.classes) and len(other.classes) < len(first.classes)
+        if other.classes != first.classes and not fewer:
             difference = _difference(first.classes, other.classes)
             raise DataError(f"{first.path} and {other.path} have different classes: {difference}")
     return first.classes
 
 
+def _numbered(classes: list[str]) -> bool:
+    """Return whether the classes' names are their labels."""
+    return all(name == str(label) for label, name in enumerate(classes))
+
+
 def _difference(ours: list[str], theirs: list[str]) -> str:
-    if len(ours) != len(theirs):
-        return f"{len(ours)} and {len(theirs)}; build both with the same --classes file"
-    label = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-    return f"label {label} is '{ours[label]}' and '{theirs[label]}'; build both with the same --classes file"
+    """Say how two lists of classes differ."""
+    advice = "build both with the same --classes file"
+    if len(ours) != len(theirs) and _numbered(ours) == _numbered(theirs):
+        return f"{len(ours)} and {len(theirs)}; {advice}"
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    label = next((i for i, pair in pairs if pair[0] != pair[1]), None)
+    if label is None:
+        return f"{len(ours)} and {len(theirs)}; {advice}"
+    return f"label {label} is '{ours[label]}' and '{theirs[label]}'; {advice}"

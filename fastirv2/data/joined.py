@@ -9,20 +9,25 @@ from itertools import combinations
 import numpy as np
 
 from fastirv2.data.dataset import Records, check_classes
-from fastirv2.data.lmdb_records import LmdbRecords
+from fastirv2.data.lmdb_records import MappedRecords
 from fastirv2.errors import DataError
 
 
 class JoinedRecords(Records):
     """The records of several LMDB folders, one folder's after the other's, in the order given."""
 
-    def __init__(self, path: str, folders: Sequence[LmdbRecords]) -> None:
+    def __init__(self, path: str, folders: Sequence[MappedRecords]) -> None:
         for pair in combinations(folders, 2):
             _refuse_overlap(*pair)
-        classes = check_classes(folders)
+        forms = sorted({folder.form for folder in folders})
+        if len(forms) > 1:
+            raise DataError(f"{path} joins encoded and raw images; build an LMDB of the raw ones with fastirv2-build-lmdb")
+        classes = check_classes(sorted(folders, key=lambda folder: -len(folder.classes)))
         digest = hashlib.sha256("".join(folder.digest for folder in folders).encode()).hexdigest()
         super().__init__(path, np.concatenate([folder.labels for folder in folders]), classes, digest)
         self._folders = folders
+        self.form = folders[0].form
+        self.sizes = np.concatenate([folder.sizes for folder in folders])
         self._ends = np.cumsum([len(folder) for folder in folders])
         self._starts = self._ends - [len(folder) for folder in folders]
         self.resizes = tuple(dict.fromkeys(resize for folder in folders for resize in folder.resizes))
@@ -54,7 +59,7 @@ class JoinedRecords(Records):
         return np.searchsorted(self._ends, numbers, side="right")
 
 
-def _refuse_overlap(one: LmdbRecords, other: LmdbRecords) -> None:
+def _refuse_overlap(one: MappedRecords, other: MappedRecords) -> None:
     """Raise DataError when two LMDBs hold the same images: the same part twice, or parts of different divisions."""
     if one.digest == other.digest:
         raise DataError(f"{one.path} and {other.path} hold the same records; give each LMDB once")
@@ -69,7 +74,7 @@ def _refuse_overlap(one: LmdbRecords, other: LmdbRecords) -> None:
         raise DataError(f"{one.path} and {other.path} are the same part of the same images: {one.build}; give each part once")
 
 
-def _missing_parts(folders: Sequence[LmdbRecords]) -> list[str]:
+def _missing_parts(folders: Sequence[MappedRecords]) -> list[str]:
     """Return a sentence for each source of which not every part is there."""
     held: dict[tuple[str, int], set[int]] = {}
     for folder in folders:

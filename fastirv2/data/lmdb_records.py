@@ -1,7 +1,8 @@
-"""Records of an LMDB folder: views of its map at the places that index.npy gives."""
+"""Records of an LMDB folder, ours or of another writer: views of its map at the places that its index gives."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -10,11 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastirv2.data.caffe_index import open_index
 from fastirv2.data.dataset import Records
 from fastirv2.data.lmdb_file import check_size
 from fastirv2.errors import DataError
 
 FORMAT_VERSION = 1
+_FIELDS = {"offset", "length", "label", "width", "height"}
 
 
 class Build(NamedTuple):
@@ -31,23 +34,14 @@ class Build(NamedTuple):
         return f"--seed {self.seed}{limit} --part {self.part}/{self.parts}"
 
 
-class LmdbRecords(Records):
-    """An LMDB folder of fastirv2-build-lmdb, mapped whole: a record is a view of the map at its place in `index.npy`."""
+class MappedRecords(Records):
+    """Records of one data.mdb, mapped whole: a record is a view of the map."""
 
-    def __init__(self, path: str) -> None:
-        about = _read_about(path)
-        meta = check_size(path)
-        index = _read_index(path, about["count"])
-        if not len(index):
-            raise DataError(f"{path} holds no records; build it again from images that can be read")
-        super().__init__(path, index["label"].astype(np.int64), about["classes"], about["digest"])
-        self.resizes = (about["resize"],)
-        self.build = _read_build(about.get("build"))
-        if self.build is not None and self.build.parts > 1:
-            self.warnings = (f"{path} is only part {self.build.part}/{self.build.parts} of the images it was built from",)
-        ends = index["offset"] + index["length"]
-        if int(ends.max()) > meta.pages * meta.page_size:
-            raise DataError(f"{path}/index.npy points past the end of data.mdb; run fastirv2-build-lmdb --check {path}")
+    build: Build | None = None
+
+    def __init__(self, path: str, index: np.ndarray, classes: list[str], digest: str) -> None:
+        super().__init__(path, index["label"].astype(np.int64), classes, digest)
+        self.sizes = np.stack([index["height"], index["width"]], axis=1)
         self._offsets = index["offset"].astype(np.int64)
         self._lengths = index["length"].astype(np.int64)
         with open(os.path.join(path, "data.mdb"), "rb") as file:
@@ -55,7 +49,7 @@ class LmdbRecords(Records):
         self._view = memoryview(self._map)
 
     def __getitem__(self, number: int) -> tuple[memoryview, int]:
-        """Return a view of the encoded image, without a copy, and the label."""
+        """Return a view of the image's bytes, without a copy, and the label."""
         start = self._offsets[number]
         return self._view[start : start + self._lengths[number]], int(self.labels[number])
 
@@ -65,8 +59,55 @@ class LmdbRecords(Records):
         return [np.frombuffer(self._view, np.uint8, length, offset) for length, offset in places]
 
     def where(self, number: int) -> str:
-        """Name the record by its key."""
+        """Name the record by its number in key order, which is the key where the LMDB is ours."""
         return f"record {number:08d} of {self.path}"
+
+
+class LmdbRecords(MappedRecords):
+    """An LMDB folder of fastirv2-build-lmdb, with index.npy and dataset.json."""
+
+    def __init__(self, path: str) -> None:
+        about = _read_about(path)
+        meta = check_size(path)
+        index = _read_index(path, about["count"])
+        if not len(index):
+            raise DataError(f"{path} holds no records; build it again from images that can be read")
+        super().__init__(path, index, about["classes"], about["digest"])
+        ends = index["offset"] + index["length"]
+        if int(ends.max()) > meta.pages * meta.page_size:
+            raise DataError(f"{path}/index.npy points past the end of data.mdb; run fastirv2-build-lmdb --check {path}")
+        self.resizes = (about["resize"],)
+        self.build = _read_build(about.get("build"))
+        if self.build is not None and self.build.parts > 1:
+            self.warnings = (f"{path} is only part {self.build.part}/{self.build.parts} of the images it was built from",)
+
+
+class CaffeRecords(MappedRecords):
+    """An LMDB of Datum records that another program wrote, as Caffe's convert_imageset does: encoded images, or raw planes.
+
+    Its classes have numbers for names. Raw images are three planes of bytes in the order blue, green, red.
+    """
+
+    def __init__(self, path: str) -> None:
+        index = open_index(path)
+        encoded = index["encoded"].astype(bool)
+        if encoded.any() and not encoded.all():
+            kinds = f"{int(encoded.sum()):,} encoded and {int((~encoded).sum()):,} raw images"
+            raise DataError(f"{path} mixes {kinds}; build an LMDB of the images with fastirv2-build-lmdb")
+        labels = index["label"]
+        if int(labels.min()) < 0:
+            raise DataError(f"{path} holds the label {int(labels.min())}; labels must not be negative")
+        digest = hashlib.sha256(b"".join(index[name].tobytes() for name in ("label", "length", "width", "height", "encoded")))
+        super().__init__(path, index, [str(label) for label in range(int(labels.max()) + 1)], digest.hexdigest())
+        if not encoded.all():
+            self.form = "planes"
+
+    def feed(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Return views of the map: uint8 arrays of encoded images, or (3, height, width) ones of raw images."""
+        views = super().feed(numbers)
+        if self.form != "planes":
+            return views
+        return [view.reshape(3, *size) for view, size in zip(views, self.sizes[numbers].tolist(), strict=True)]
 
 
 def _read_about(path: str) -> dict[str, Any]:
@@ -102,7 +143,7 @@ def _read_index(path: str, count: int) -> np.ndarray:
         index = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise DataError(f"{file} cannot be read ({error}); copy the folder again or build it anew") from error
-    if index.ndim != 1 or index.dtype.names is None or not {"offset", "length", "label"} <= set(index.dtype.names):
+    if index.ndim != 1 or not _FIELDS.issubset(index.dtype.names or ()):
         raise DataError(f"{file} is no index of fastirv2-build-lmdb; copy the folder again or build it anew")
     if len(index) != count:
         raise DataError(

@@ -137,7 +137,7 @@ class Loader:
             device_id=device.index if device.type == "cuda" else None,
             threads=self.threads,
             prefetch=config.prefetch,
-            files=records.files,
+            form=records.form,
             hw_decoder_load=config.hw_decoder_load,
         )
         self._pipeline.build()

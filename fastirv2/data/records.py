@@ -10,14 +10,14 @@ import numpy as np
 from fastirv2.building.sources import Source, open_source
 from fastirv2.data.dataset import Records
 from fastirv2.data.joined import JoinedRecords
-from fastirv2.data.lmdb_records import LmdbRecords
+from fastirv2.data.lmdb_records import CaffeRecords, LmdbRecords, MappedRecords
 from fastirv2.errors import DataError
 
 
 class FileRecords(Records):
     """Images as files; the graph reads them with its own threads."""
 
-    files = True
+    form = "files"
 
     def __init__(self, path: str, source: Source) -> None:
         super().__init__(path, source.labels.astype(np.int64), source.classes, _digest(path, source))
@@ -40,8 +40,8 @@ def open_records(path: str | os.PathLike[str]) -> Records:
     """Open a data set.
 
     Args:
-        path: an LMDB folder made by fastirv2-build-lmdb, several joined by commas, a folder of class folders, or a list of
-            "path label" lines.
+        path: an LMDB folder made by fastirv2-build-lmdb or another writer of Caffe's Datum, several joined by commas, a
+            folder of class folders, or a list of "path label" lines.
 
     Raises:
         DataError: nothing is there, it is empty, cut short, from an unfinished build, or of another format.
@@ -54,8 +54,10 @@ def open_records(path: str | os.PathLike[str]) -> Records:
         partial = f"{path}.partial"
         hint = f"; {partial} is an unfinished build: give its command again" if os.path.isdir(partial) else ""
         raise DataError(f"{path} does not exist{hint}")
-    if any(os.path.exists(os.path.join(path, name)) for name in ("data.mdb", "dataset.json")):
+    if any(os.path.exists(os.path.join(path, name)) for name in ("dataset.json", "index.npy", "journal")):
         return LmdbRecords(path)
+    if os.path.exists(os.path.join(path, "data.mdb")):
+        return CaffeRecords(path)
     source = open_source(path)
     if getattr(source, "packed", False):
         raise DataError(f"{path}: images in tars are not read in training; build an LMDB of them with fastirv2-build-lmdb")
@@ -64,12 +66,12 @@ def open_records(path: str | os.PathLike[str]) -> Records:
 
 def _open_joined(path: str) -> Records:
     """Open LMDB folders whose paths are joined by commas."""
-    folders: list[LmdbRecords] = []
+    folders: list[MappedRecords] = []
     for part in path.split(","):
         if not part:
             raise DataError(f"{path}: there is nothing before, after or between commas; give LMDB folders, a comma between two")
         records = open_records(part)
-        if not isinstance(records, LmdbRecords):
+        if not isinstance(records, MappedRecords):
             raise DataError(f"{part}, one of several joined by commas, is no LMDB folder; only those can be joined")
         folders.append(records)
     return JoinedRecords(path, folders)
