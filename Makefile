@@ -19,7 +19,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    check the style of the code and of the Dockerfile"
 	@echo "make bench   measure the builder, the input and the network: build/bench_*.json"
-	@echo "make soak    train for long while killing and restarting the run"
+	@echo "make soak    build and train for long while killing and restarting: build/soak_*.json"
 	@echo "make clean   remove all that these have made, the environment in $(VENV) and the run in $(DEMO) included"
 	@echo "PYTHON=...   the Python to make $(VENV) with, 3.10 or newer"
 
@@ -61,7 +61,9 @@ bench: $(READY)
 	$(BIN)/python tools/bench_model.py --json build/bench_model.json
 
 soak: $(READY)
-	$(BIN)/python tools/soak.py
+	@mkdir -p build
+	$(BIN)/python tools/soak.py --what build --json build/soak_build.json
+	$(BIN)/python tools/soak.py --json build/soak_train.json
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist fastirv2.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Kill a run again and again, at any instant, and hold its end against a run that nobody disturbed."""
+"""Kill a run again and again, at any instant, and hold its end against a run that nobody disturbed; or a build."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import soak_build as build
 import tyro
 
 from fastirv2.errors import DataError, run_command
@@ -29,16 +30,20 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Options:
-    """Stop a small run by kill -9, SIGTERM and Ctrl-C, and check that it still ends as an undisturbed one."""
+    """Stop a small run, or builds, by kill -9, SIGTERM and Ctrl-C, and check that they still end as undisturbed ones."""
 
+    what: Literal["train", "build"] = "train"
+    """What is stopped: a training run, or fastirv2-build-lmdb."""
     kills: int = 20
-    """How many times the run is stopped; each time after a random number of seconds."""
+    """How many times it is stopped; of builds, how many times by kill -9, with other signals between."""
     seconds: float = 15.0
-    """The longest time between two stops."""
+    """train: the longest time between two stops. Builds are stopped at any moment of the time that one takes."""
     epochs: int = 4
-    """Epochs of the run."""
+    """train: epochs of the run."""
     ranks: int = 1
-    """Processes of the run, under torchrun when there are several."""
+    """train: processes of the run, under torchrun when there are several."""
+    images: int = 20_000
+    """build: small images; LMDB gets them in commits of some thousands."""
     seed: int = 0
     """Seed of the times and signals."""
     json: Path | None = None
@@ -85,22 +90,36 @@ def stop(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     process.wait()
 
 
-def main() -> None:
-    """Read the command line, run both, compare."""
-    options = tyro.cli(Options, description=__doc__)
-    with tempfile.TemporaryDirectory(prefix="soak-") as name:
-        folder = Path(name)
-        subprocess.run([sys.executable, "-m", "fastirv2.demo", folder / "data"], check=True)
-        for run in ("calm", "disturbed"):
-            line = command(folder / "data", folder / run, options)
-            sent = disturb(line, options) if run == "disturbed" else []
-            subprocess.run(line, check=True)
-        calm, disturbed = learned(folder / "calm"), learned(folder / "disturbed")
+def soak_train(folder: Path, options: Options) -> None:
+    """Run both, compare."""
+    subprocess.run([sys.executable, "-m", "fastirv2.demo", folder / "data"], check=True)
+    for run in ("calm", "disturbed"):
+        line = command(folder / "data", folder / run, options)
+        sent = disturb(line, options) if run == "disturbed" else []
+        subprocess.run(line, check=True)
+    calm, disturbed = learned(folder / "calm"), learned(folder / "disturbed")
     write_json(options.json, {"signals": sent, "lines": len(calm), "same": calm == disturbed})
     if calm != disturbed:
         first = next((pair for pair in zip(calm, disturbed, strict=False) if pair[0] != pair[1]), None)
         raise DataError(f"after {len(sent)} stops the run measured something else, first {json.dumps(first)}")
     print(f"after {len(sent)} stops the run ended exactly as the undisturbed one: {len(calm)} lines are the same")
+
+
+def soak_build(folder: Path, options: Options) -> None:
+    """Stop builds and compare each."""
+    result = build.soak(folder, images=options.images, kills=options.kills, seed=options.seed)
+    write_json(options.json, result)
+    print(
+        f"after {len(result['stops'])} stops, {result['before_first_commit']} of them before the first commit, "
+        f"{result['builds']} builds ended exactly as the undisturbed one: {result['records']:,} records, the same digest"
+    )
+
+
+def main() -> None:
+    """Read the command line and soak what it says."""
+    options = tyro.cli(Options, description=__doc__)
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        (soak_build if options.what == "build" else soak_train)(Path(folder), options)
 
 
 if __name__ == "__main__":
