@@ -9,7 +9,7 @@ FROM ${BASE}
 
 # All that setup.py requires except torch and DALI; what the container has within its own constraints stays as it is.
 RUN pip install --no-cache-dir --constraint /etc/pip/constraint.txt \
-    lmdb matplotlib numpy pillow protobuf rich safetensors simplejpeg tomli-w tyro
+    jpeglib lmdb matplotlib numpy pillow protobuf rich safetensors simplejpeg tomli-w tyro
 
 # --no-deps: setup.py asks for DALI by the name of its CUDA 12 wheel, which would overwrite the container's nvidia/dali.
 COPY . /opt/fastirv2

@@ -1,69 +1,32 @@
-"""One image: verified by decoding it, made an upright RGB JPEG where it is none, and resized if asked."""
+"""One image: verified by decoding it, made an upright baseline JPEG where it is none, and resized if asked."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
+from fastirv2.building.jpeg import (
+    BadImageError,
+    Frame,
+    check_size,
+    decode,
+    decode_reduced,
+    encode_jpeg,
+    first_line,
+    is_subsampling,
+    orientation,
+    read_frame,
+    verify_jpeg,
+    without_padding,
+)
+from fastirv2.building.other_formats import read_other
+from fastirv2.building.resize import Resize, resized
 from fastirv2.building.sources import Place
+from fastirv2.building.transcode import check_coefficients, to_baseline
 from fastirv2.data.datum import data_offset, encode
-from fastirv2.errors import UsageError
-
-MAX_PIXELS = 178_956_970  # where Pillow too sees a decompression bomb
-MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # what a photograph may be; no format that starts a program
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class BadImageError(ValueError):
-    """The bytes are no image that can be used; the text is the reason."""
-
-
-@dataclass(frozen=True)
-class Resize:
-    """What --resize asks for: `mode` is "none", "warp" (to `width` × `height`) or "short" (short side `height`), in pixels."""
-
-    mode: str = "none"
-    width: int = 0
-    height: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Resize:
-        """Return what `none`, `WxH` or `short:N` means; raises UsageError for any other text."""
-        if text == "none":
-            return cls()
-        sides = re.fullmatch(r"(?:(short):|(\d+)x)(\d+)", text, re.ASCII)
-        numbers = [int(number) for number in sides.groups()[1:] if number] if sides else []
-        if not sides or not all(1 <= number <= MAX_SIDE for number in numbers):
-            raise UsageError(f"--resize {text} is none of: none, WIDTHxHEIGHT, short:N (pixels, 1 to {MAX_SIDE:,})")
-        if sides[1]:
-            return cls("short", numbers[0], numbers[0])
-        return cls("warp", *numbers)
-
-    def target(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height that an upright image of this size becomes."""
-        if self.mode == "warp":
-            return self.width, self.height
-        short = min(width, height)
-        if self.mode == "none" or short <= self.height:
-            return width, height
-        return max(1, round(width * self.height / short)), max(1, round(height * self.height / short))
 
 
 class Prepared(NamedTuple):
@@ -83,7 +46,10 @@ class Task(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A task's outcome: the Datum (None when rejected), its image's place in it, size in pixels, and what a report says."""
+    """A task's outcome: the Datum (None when rejected), its image's place in it, size in pixels, and what a report says.
+
+    `read` is the number of bytes read from the source, 0 when it could not be read.
+    """
 
     value: bytes | None
     header: int
@@ -91,6 +57,7 @@ class Result(NamedTuple):
     width: int
     height: int
     reason: str
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,153 +67,124 @@ class Preparer:
     resize: Resize
     quality: int
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that are slow to import and that this job will import: to be imported once, before workers are forked."""
+        return ("torch",) if self.resize.mode != "none" else ()
+
     def __call__(self, task: Task) -> Result:
         """Read, prepare and encode one image; whatever is wrong with it becomes the result's reason."""
         try:
-            image = prepare(task.place.read(), self.resize, self.quality)
-        except BadImageError as error:
-            return Result(None, 0, 0, 0, 0, str(error))
+            data = task.place.read()
         except OSError as error:
-            return Result(None, 0, 0, 0, 0, f"cannot be read: {error.strerror}")
+            return Result(None, 0, 0, 0, 0, f"cannot be read: {error.strerror}", 0)
+        try:
+            image = prepare(data, self.resize, self.quality)
+        except BadImageError as error:
+            return Result(None, 0, 0, 0, 0, str(error), len(data))
         value = encode(image.data, task.label, image.height, image.width)
-        return Result(value, data_offset(value), len(image.data), image.width, image.height, image.repair)
+        return Result(value, data_offset(value), len(image.data), image.width, image.height, image.repair, len(data))
 
 
 def prepare(data: bytes, resize: Resize, quality: int) -> Prepared:
-    """Return the image as an upright RGB or gray JPEG of the size asked for, whatever format its content has.
+    """Return the image as an upright baseline JPEG, RGB or gray, of the size asked for, whatever format its content has.
 
-    A JPEG that needs no change keeps its exact bytes. Raises BadImageError with the reason.
+    A JPEG that needs no change keeps its exact bytes; one that is only coded in another way keeps its exact pixels. Raises
+    BadImageError with the reason.
     """
     if not data:
         raise BadImageError("the file is empty")
-    if data[:2] != b"\xff\xd8":
-        return _prepare_other(data, resize, quality, "")
+    if not data.startswith(b"\xff\xd8"):
+        return _prepare_other(data, resize, quality, "{} instead of JPEG")
+    frame = read_frame(data)
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:  # also what TurboJPEG says of unusual chroma subsampling
-        return _prepare_other(data, resize, quality, "an unusual JPEG")
-    _check_size(width, height)
-    orientation = _jpeg_orientation(data)
+        return _prepare_jpeg(data, frame, resize, quality, "")
+    except BadImageError as error:
+        mended = without_padding(data, frame, str(error))
+        if mended is None:
+            raise
+    return _prepare_jpeg(mended, frame, resize, quality, "extraneous bytes before the end marker")
+
+
+def _prepare_jpeg(data: bytes, frame: Frame, resize: Resize, quality: int, fault: str) -> Prepared:
+    """Return a JPEG as `prepare` does; where it has a `fault`, however harmless, it is not stored as it is."""
+    check_size(frame.width, frame.height)
+    colorspace = _colorspace(data)
+    if colorspace == "":
+        image = _prepare_other(data, resize, quality, _joined("unusual chroma subsampling", fault))
+        check_coefficients(data, frame)
+        return image
     if colorspace in ("CMYK", "YCCK"):
         verify_jpeg(data, "CMYK")
-        return _prepare_other(data, resize, quality, "CMYK")
-    size = (height, width) if orientation >= 5 else (width, height)
-    target = resize.target(*size)
-    if orientation == 1 and target == size:
-        verify_jpeg(data)
-        return Prepared(data, width, height, "")
-    stored = target[::-1] if orientation >= 5 else target
-    image = Image.fromarray(_decode_reduced(data, *stored) if target != size else _decode(data))
-    if orientation == 1:
-        return _encode(image, target, quality, "")
-    return _encode(image.transpose(_UPRIGHT[orientation]), target, quality, f"EXIF orientation {orientation}")
+        return _prepare_other(data, resize, quality, _joined("CMYK", fault))
+    turn, is_doubtful = orientation(data, frame)
+    size = (frame.width, frame.height)
+    target = resize.target(*_turned_size(turn, size))
+    if turn == 1 and target == size:
+        return _kept(data, frame, colorspace, quality, fault or (is_doubtful and "broken EXIF block") or "")
+    pixels = decode_reduced(data, *_turned_size(turn, target)) if _turned_size(turn, target) != size else decode(data)
+    return _encoded(pixels, turn, target, quality, fault)
 
 
-def verify_jpeg(data: bytes, colorspace: str = "GRAY") -> None:
-    """Decode a JPEG strictly, without keeping the pixels; raises BadImageError with the decoder's reason.
-
-    At an eighth of the size all of the compressed data is still read, so that nothing that is broken stays hidden.
-    """
-    _decode(data, colorspace, min_height=1, min_width=1)
-
-
-def _decode_reduced(data: bytes, width: int, height: int) -> np.ndarray:
-    """Return a JPEG's pixels at a reduced DCT scale that leaves at least twice `width` and `height`, where there is one."""
-    return _decode(data, "RGB", min_height=2 * height, min_width=2 * width, min_factor=2)
-
-
-def _decode(data: bytes, colorspace: str = "RGB", **smallest: float) -> np.ndarray:
-    """Return a JPEG's pixels, (H, W, C) uint8, decoded strictly; raises BadImageError with the decoder's reason."""
+def _colorspace(data: bytes) -> str:
+    """Return "Gray", "RGB", "YCbCr", "CMYK" or "YCCK", or "" for a chroma subsampling that TurboJPEG does not know."""
     try:
-        return simplejpeg.decode_jpeg(data, colorspace, **smallest)
+        return simplejpeg.decode_jpeg_header(data, strict=False)[2]
+    except KeyError:  # what simplejpeg says of 4:4:1
+        return ""
     except ValueError as error:
-        raise BadImageError(_first_line(error)) from error
+        if is_subsampling(error):
+            return ""
+        raise BadImageError(first_line(error)) from error
+
+
+def _kept(data: bytes, frame: Frame, colorspace: str, quality: int, fault: str) -> Prepared:
+    """Return an upright JPEG with the same pixels: its own bytes where it is baseline and nothing is at fault."""
+    size = (frame.width, frame.height)
+    repair = _joined(frame.kind, fault)
+    if not repair:
+        verify_jpeg(data)
+        return Prepared(data, *size, "")
+    pixels = decode(data, "GRAY" if colorspace == "Gray" else "RGB")
+    rewritten = to_baseline(data, frame, colorspace, pixels)
+    if rewritten is not None:
+        return Prepared(rewritten, *size, repair)
+    return _encoded(np.broadcast_to(pixels, (*size[::-1], 3)), 1, size, quality, f"{repair}, encoded with loss")
 
 
 def _prepare_other(data: bytes, resize: Resize, quality: int, repair: str) -> Prepared:
-    """Return anything that Pillow reads (the first frame of it) as a JPEG."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            _check_size(*image.size)
-            repair = repair or f"{image.format} instead of JPEG"
-            image.load()
-            orientation = _exif_orientation(image)
-            image = _to_rgb(image)
-    except (BadImageError, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadImageError(_too_large()) from error
-    except Image.UnidentifiedImageError as error:
-        raise BadImageError("no image of a known format") from error
-    except Exception as error:  # Pillow's plugins raise whatever parsing a broken file comes to
-        raise BadImageError(_first_line(error)) from error
-    if orientation > 1:
-        image = image.transpose(_UPRIGHT[orientation])
-    return _encode(image, resize.target(*image.size), quality, repair)
+    """Return anything that Pillow reads as a JPEG; `repair` may name the format as {}."""
+    picture = read_other(data)
+    height, width = picture.pixels.shape[:2]
+    target = resize.target(*_turned_size(picture.orientation, (width, height)))
+    return _encoded(picture.pixels, picture.orientation, target, quality, repair.format(picture.kind))
 
 
-def _encode(image: Image.Image, target: tuple[int, int], quality: int, repair: str) -> Prepared:
-    """Return an RGB image, resized to `target` (width, height), as a baseline 4:2:0 JPEG."""
-    if image.size != target:
-        image = image.resize(target, Image.Resampling.BICUBIC)
-    if max(image.size) > MAX_SIDE:
-        raise BadImageError(f"{image.width:,} × {image.height:,} pixels are more than a JPEG can have ({MAX_SIDE:,} a side)")
-    pixels = np.ascontiguousarray(image)
-    data = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
-    return Prepared(data, image.width, image.height, repair)
+def _encoded(pixels: np.ndarray, turn: int, target: tuple[int, int], quality: int, repair: str) -> Prepared:
+    """Return (H, W, 3) uint8 RGB pixels as a JPEG of `target` (width, height), turned upright from an EXIF orientation."""
+    width, height = _turned_size(turn, target)
+    if pixels.shape[:2] != (height, width):
+        pixels = resized(pixels, width, height)
+    if turn > 1:
+        pixels = _upright(pixels, turn)
+        repair = _joined(repair, f"EXIF orientation {turn}")
+    return Prepared(encode_jpeg(pixels, quality), *target, repair)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as RGB, over white where it is transparent."""
-    if image.mode.startswith(("I", "F")):
-        scale = 1.0 if image.mode == "F" else 257.0  # 16-bit gray: Pillow's own conversion clips it
-        return Image.fromarray((np.asarray(image, np.float64) / scale).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+def _turned_size(turn: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) after turning by an EXIF orientation, or before: 5 to 8 swap the sides."""
+    return size[::-1] if turn >= 5 else size
 
 
-def _check_size(width: int, height: int) -> None:
-    """Reject what would take too much memory to decode."""
-    if width * height > MAX_PIXELS:
-        raise BadImageError(_too_large())
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Return a view of (H, W, C) pixels turned upright from EXIF orientation `turn`, 2 to 8."""
+    if turn >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    rows = -1 if turn in (3, 4, 7, 8) else 1
+    columns = -1 if turn in (2, 3, 6, 7) else 1
+    return pixels[::rows, ::columns]
 
 
-def _too_large() -> str:
-    """Return the reason for rejecting a huge image."""
-    return f"over {MAX_PIXELS // 1_000_000} megapixels"
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """Return the EXIF orientation of a JPEG, 1 to 8 (1: upright, or none given)."""
-    if b"Exif\0\0" not in data[: 1 << 16]:
-        return 1
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _exif_orientation(Image.open(io.BytesIO(data), formats=("JPEG",)))
-    except Exception:  # a broken EXIF block says nothing about the image
-        return 1
-
-
-def _exif_orientation(image: Image.Image) -> int:
-    """Return the orientation in the image's EXIF block: not in XMP, which decoders do not follow."""
-    block = image.info.get("exif")
-    if not block:
-        return 1
-    exif = Image.Exif()
-    try:
-        exif.load(block)
-        orientation = exif.get(_ORIENTATION, 1)
-    except Exception:  # as above
-        return 1
-    return orientation if orientation in _UPRIGHT else 1
-
-
-def _first_line(error: Exception) -> str:
-    """Return an error's text as a reason."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _joined(*repairs: str) -> str:
+    """Return reasons as one text."""
+    return ", ".join(filter(None, repairs))

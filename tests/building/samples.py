@@ -1,9 +1,13 @@
 """Small real images, folders of them, and the builder as a process."""
 
 import io
+import struct
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+import jpeglib
 import numpy as np
 import simplejpeg
 from PIL import Image
@@ -57,3 +61,43 @@ def command(*arguments, **options):
     """Start the command line and return its finished process."""
     line = [sys.executable, "-m", "fastirv2.build_lmdb", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+def by_libjpeg(array, *flags, sampling=None, tables=None):
+    """The JPEG that libjpeg writes of a (H, W, 3 or 1) array with jpeglib's `flags`, vertical and horizontal sampling
+    factors and quantisation tables: arithmetic coding and other things that no other writer here has."""
+    jpeglib.version.set("turbo210")
+    image = jpeglib.from_spatial(np.ascontiguousarray(array))
+    if sampling is not None:
+        image.samp_factor = np.array(sampling)
+    with tempfile.TemporaryDirectory() as folder:
+        image.write_spatial(f"{folder}/image.jpg", flags=list(flags), **({} if tables is None else {"qt": tables}))
+        return Path(folder, "image.jpg").read_bytes()
+
+
+def in_three_scans(array):
+    """A baseline 4:4:4 JPEG with a scan for each component: three gray JPEGs' scans under one header."""
+    planes = np.asarray(Image.fromarray(array).convert("YCbCr"))
+    grays = [simplejpeg.encode_jpeg(np.ascontiguousarray(planes[:, :, i, None]), 90, "GRAY", "Gray") for i in range(3)]
+    frame, scan = grays[0].index(b"\xff\xc0"), grays[0].index(b"\xff\xda")
+    height, width = array.shape[:2]
+    header = struct.pack(">BBHBHHB", 0xFF, 0xC0, 17, 8, height, width, 3) + bytes([1, 17, 0, 2, 17, 0, 3, 17, 0])
+    scans = (bytes([255, 218, 0, 8, 1, i + 1, 0, 0, 63, 0]) + gray[scan + 10 : -2] for i, gray in enumerate(grays))
+    return grays[0][:frame] + header + grays[0][frame + 13 : scan] + b"".join(scans) + b"\xff\xd9"
+
+
+def with_segment(data, body, marker=0xE1):
+    """A JPEG with one more segment right behind its start."""
+    return data[:2] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + data[2:]
+
+
+def exif(*entries, order="<"):
+    """An EXIF block of (tag, type, count, value's bytes)."""
+    packed = (struct.pack(order + "HHI", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in entries)
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(entries))
+    return b"Exif\0\0" + start + b"".join(packed) + bytes(4)
+
+
+def turned(orientation, order="<"):
+    """An EXIF block that says this orientation."""
+    return exif((0x0112, 3, 1, struct.pack(order + "H", orientation)), order=order)

@@ -43,7 +43,6 @@ def assert_baseline_rgb(data, width, height):
     [
         pytest.param(jpeg(), id="baseline"),
         pytest.param(encoded(pixels(), "JPEG", "L"), id="gray"),
-        pytest.param(encoded(pixels(), "JPEG", progressive=True), id="progressive"),
         pytest.param(with_orientation(pixels(), 1), id="upright EXIF"),
         pytest.param(with_orientation(pixels(), 77), id="an orientation that does not exist"),
         pytest.param(jpeg() + b"appended", id="bytes behind the end"),

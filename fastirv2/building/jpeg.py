@@ -1,0 +1,195 @@
+"""What is known about a JPEG before and after decoding it: its segments, its EXIF orientation, its pixels, strictly."""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+MAX_PIXELS = 178_956_970  # where Pillow too sees a decompression bomb
+TOO_LARGE = f"over {MAX_PIXELS // 1_000_000} megapixels"
+MAX_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+PROCESSES = {
+    0xC0: "baseline",
+    0xC1: "extended",
+    0xC2: "progressive",
+    0xC9: "arithmetic-coded",
+    0xCA: "arithmetic-coded progressive",
+}
+_UNSUPPORTED = dict.fromkeys((0xC3, 0xCB), "lossless JPEG") | {0xF7: "JPEG-LS"}
+_UNSUPPORTED |= dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG")
+_STANDALONE = (0x01, *range(0xD0, 0xD8))  # markers that no length follows
+_START_OF_SCAN, _APP1, _END = 0xDA, 0xE1, b"\xff\xd9"
+_EXIF = b"Exif\0\0"
+_ORIENTATION = 0x0112
+# The orientation's tag in either byte order, except where "one SHORT, 1" follows: whatever else stands there may turn an image.
+_TURNING = re.compile(rb"\x12\x01(?!\x03\0\x01\0\0\0\x01\0)|\x01\x12(?!\0\x03\0\0\0\x01\0\x01)")
+_EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+
+
+class BadImageError(ValueError):
+    """The bytes are no image that can be used; the text is the reason."""
+
+
+class Frame(NamedTuple):
+    """What the segments before a JPEG's compressed data say.
+
+    `process` is the second byte of the SOF marker; `sampling` has a component's (horizontal, vertical) factors; `scanned`
+    is the number of components in the first scan, `scan` the offset of its segment; `exif` holds the (start, end) of each
+    EXIF segment, marker included.
+    """
+
+    process: int
+    precision: int
+    width: int
+    height: int
+    sampling: tuple[tuple[int, int], ...]
+    scanned: int
+    scan: int
+    exif: tuple[tuple[int, int], ...]
+
+    @property
+    def kind(self) -> str:
+        """The kind of JPEG in words, "" for baseline in one scan: the only one that a GPU's JPEG engines take."""
+        if self.process != 0xC0:
+            return f"{PROCESSES[self.process]} JPEG"
+        return "" if self.scanned == len(self.sampling) else "JPEG of several scans"
+
+
+def read_frame(data: bytes) -> Frame:
+    """Return what a JPEG's segments say. Raises BadImageError for a kind that nothing here decodes, and for no frame at all."""
+    at, exif = 2, []
+    process, body = 0, b""
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF or marker in _STANDALONE:
+            at += 1 if marker == 0xFF else 2
+            continue
+        end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+        if marker in _UNSUPPORTED:
+            raise BadImageError(f"{_UNSUPPORTED[marker]} is not supported")
+        if marker in PROCESSES:
+            process, body = marker, data[at + 4 : end]
+        elif marker == _APP1 and data.startswith(_EXIF, at + 4):
+            exif.append((at, end))
+        elif marker == _START_OF_SCAN:
+            return _frame(process, body, data[at + 4 : at + 5], at, tuple(exif))
+        at = end
+    raise BadImageError(_why_no_frame(data))
+
+
+def _why_no_frame(data: bytes) -> str:
+    """Return the decoder's reason for what is wrong with a JPEG's segments."""
+    try:
+        verify_jpeg(data)
+    except BadImageError as error:
+        if not is_subsampling(error):  # TurboJPEG says this too where it finds no frame
+            return str(error)
+    return "broken JPEG header"
+
+
+def _frame(process: int, body: bytes, scanned: bytes, scan: int, exif: tuple[tuple[int, int], ...]) -> Frame:
+    """Return what a SOF segment's body says, beside what is known already."""
+    if len(body) < 6 or len(body) < 6 + 3 * body[5] or not scanned:
+        raise BadImageError("broken JPEG header")
+    precision, height, width, count = struct.unpack_from(">BHHB", body)
+    if precision != 8:
+        raise BadImageError(f"{precision}-bit JPEG is not supported")
+    sampling = tuple((body[7 + 3 * i] >> 4, body[7 + 3 * i] & 15) for i in range(count))
+    return Frame(process, precision, width, height, sampling, scanned[0], scan, exif)
+
+
+def is_subsampling(error: Exception) -> bool:
+    """Return whether TurboJPEG complains of a chroma subsampling that it does not know."""
+    return "subsampling" in str(error)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise BadImageError for what would take too much memory to decode."""
+    if width * height > MAX_PIXELS:
+        raise BadImageError(TOO_LARGE)
+
+
+def decode(data: bytes, colorspace: str = "RGB", **smallest: float) -> np.ndarray:
+    """Return a JPEG's pixels, (H, W, C) uint8, decoded strictly; raises BadImageError with the decoder's reason."""
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace, **smallest)
+    except ValueError as error:
+        raise BadImageError(first_line(error)) from error
+
+
+def decode_reduced(data: bytes, width: int, height: int) -> np.ndarray:
+    """Return a JPEG's pixels at a reduced DCT scale that leaves at least twice `width` and `height`, where there is one."""
+    return decode(data, "RGB", min_height=2 * height, min_width=2 * width, min_factor=2)
+
+
+def verify_jpeg(data: bytes, colorspace: str = "GRAY") -> None:
+    """Decode a JPEG strictly, without keeping the pixels; raises BadImageError with the decoder's reason.
+
+    At an eighth of the size all of the compressed data is still read, so that nothing that is broken stays hidden.
+    """
+    decode(data, colorspace, min_height=1, min_width=1)
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """Return (H, W, 3) uint8 RGB pixels as a baseline 4:2:0 JPEG; raises BadImageError for more than a JPEG can have."""
+    height, width = pixels.shape[:2]
+    if max(width, height) > MAX_SIDE:
+        raise BadImageError(f"{width:,} × {height:,} pixels are more than a JPEG can have ({MAX_SIDE:,} a side)")
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420")
+
+
+def orientation(data: bytes, frame: Frame) -> tuple[int, bool]:
+    """Return a JPEG's EXIF orientation, 1 to 8, and whether another reader may see another one in what is broken or double."""
+    blocks = [data[start + 4 : end] for start, end in frame.exif]
+    if not any(_TURNING.search(block) for block in blocks):
+        return 1, False
+    value, is_clean = exif_orientation(blocks[0])
+    return value, value == 1 and not (is_clean and len(blocks) == 1)
+
+
+def exif_orientation(block: bytes | None) -> tuple[int, bool]:
+    """Return the orientation in an EXIF block, 1 to 8 (1 where it has none that exists), and whether the block is sound.
+
+    Pillow reads it. What an XMP block says is not followed: decoders do not follow it either.
+    """
+    if not block:
+        return 1, True
+    exif = Image.Exif()
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        try:
+            exif.load(block)
+            value = exif.get(_ORIENTATION, 1)
+        except Exception:  # whatever parsing a broken block comes to; it says nothing about the image
+            return 1, False
+    if not isinstance(value, int):
+        return 1, False
+    return value if 1 <= value <= 8 else 1, not complaints
+
+
+def without_padding(data: bytes, frame: Frame, complaint: str) -> bytes | None:
+    """Return a JPEG without the padding before its end marker that the decoder complained of; None where it is no padding.
+
+    Only bytes that are all alike are padding. After a flipped bit the decoder complains in the same words, since what it
+    makes of the rest is too short by some blocks: then the bytes are what is left of the picture's data. One byte alone
+    proves nothing, but the one before it has to be padding too, mostly: the decoder reads ahead and counts it not.
+    """
+    found = _EXTRANEOUS.fullmatch(complaint)
+    if not found:
+        return None
+    end = data.find(_END, frame.scan)
+    start = end - int(found[1])
+    if start <= frame.scan or len(set(data[min(start, end - 2) : end])) != 1:
+        return None
+    return data[:start] + data[end:]
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's text as a reason."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
