@@ -82,9 +82,6 @@ def test_scripts_are_valid_and_strict(script):
         subprocess.run(["shellcheck", script], check=True)
 
 
-# --- parts of a build
-
-
 def part(tmp_path, number, *arguments):
     return start(tmp_path, "build_parts.slurm", *arguments, SLURM_ARRAY_TASK_ID=number, SLURM_ARRAY_JOB_ID=77)
 
@@ -145,9 +142,6 @@ def test_a_part_that_fails_fails_and_says_why(tmp_path, images):
         got, said = ended(part(tmp_path, number, *arguments))
         assert (got, reason in said) == (code, True), said
     assert requeued(tmp_path) == []
-
-
-# --- training
 
 
 def job(tmp_path, data, *options, nodes=2, **slurm):
