@@ -17,10 +17,10 @@ from fastirv2.building.jpeg import (
     encode_jpeg,
     first_line,
     is_subsampling,
+    mended,
     orientation,
     read_frame,
     verify_jpeg,
-    without_padding,
 )
 from fastirv2.building.other_formats import read_other
 from fastirv2.building.resize import Resize, resized
@@ -96,14 +96,16 @@ def prepare(data: bytes, resize: Resize, quality: int) -> Prepared:
         raise BadImageError("the file is empty")
     if not data.startswith(b"\xff\xd8"):
         return _prepare_other(data, resize, quality, "{} instead of JPEG")
-    frame = read_frame(data)
-    try:
-        return _prepare_jpeg(data, frame, resize, quality, "")
-    except BadImageError as error:
-        mended = without_padding(data, frame, str(error))
-        if mended is None:
-            raise
-    return _prepare_jpeg(mended, frame, resize, quality, "extraneous bytes before the end marker")
+    frame, faults = read_frame(data), []
+    while True:
+        try:
+            return _prepare_jpeg(data, frame, resize, quality, _joined(*faults))
+        except BadImageError as error:
+            better = mended(data, frame, str(error))
+            if better is None or better[1] in faults:
+                raise
+            data, fault = better
+            faults.append(fault)
 
 
 def _prepare_jpeg(data: bytes, frame: Frame, resize: Resize, quality: int, fault: str) -> Prepared:

@@ -25,10 +25,12 @@ _UNSUPPORTED = dict.fromkeys((0xC3, 0xCB), "lossless JPEG") | {0xF7: "JPEG-LS"}
 _UNSUPPORTED |= dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG")
 _STANDALONE = (0x01, *range(0xD0, 0xD8))  # markers that no length follows
 _START_OF_SCAN, _APP1, _END = 0xDA, 0xE1, b"\xff\xd9"
-_EXIF = b"Exif\0\0"
+_EXIF, _JFIF = b"Exif\0\0", b"JFIF\0"
 _ORIENTATION = 0x0112
-# The orientation's tag in either byte order, except where "one SHORT, 1" follows: whatever else stands there may turn an image.
-_TURNING = re.compile(rb"\x12\x01(?!\x03\0\x01\0\0\0\x01\0)|\x01\x12(?!\0\x03\0\0\0\x01\0\x01)")
+# The orientation's tag and a type that exists, in either byte order, unless "one SHORT, 1" follows: this may turn an image.
+_UPRIGHT = (rb"\x03\0\x01\0\0\0\x01\0", rb"\0\x03\0\0\0\x01\0\x01")
+_TURNING = re.compile(rb"\x12\x01(?!%s)[\x01-\x0d]\0|\x01\x12(?!%s)\0[\x01-\x0d]" % _UPRIGHT)
+_REVISION = "Warning: unknown JFIF revision number"
 _EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 
 
@@ -149,42 +151,54 @@ def orientation(data: bytes, frame: Frame) -> tuple[int, bool]:
     blocks = [data[start + 4 : end] for start, end in frame.exif]
     if not any(_TURNING.search(block) for block in blocks):
         return 1, False
-    value, is_clean = exif_orientation(blocks[0])
-    return value, value == 1 and not (is_clean and len(blocks) == 1)
+    value = exif_orientation(blocks[0])
+    if value is not None and (value > 1 or len(blocks) == 1):
+        return value, False
+    return 1, True
 
 
-def exif_orientation(block: bytes | None) -> tuple[int, bool]:
-    """Return the orientation in an EXIF block, 1 to 8 (1 where it has none that exists), and whether the block is sound.
+def exif_orientation(block: bytes | None) -> int | None:
+    """Return the orientation in an EXIF block, 1 to 8 (1 for one that does not exist); None where it is broken or has none.
 
     Pillow reads it. What an XMP block says is not followed: decoders do not follow it either.
     """
     if not block:
-        return 1, True
+        return None
     exif = Image.Exif()
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")
         try:
             exif.load(block)
-            value = exif.get(_ORIENTATION, 1)
+            value = exif.get(_ORIENTATION)
         except Exception:  # whatever parsing a broken block comes to; it says nothing about the image
-            return 1, False
-    if not isinstance(value, int):
-        return 1, False
-    return value if 1 <= value <= 8 else 1, not complaints
+            return None
+    if isinstance(value, int) and 2 <= value <= 8:
+        return value
+    return 1 if isinstance(value, int) and not complaints else None
 
 
-def without_padding(data: bytes, frame: Frame, complaint: str) -> bytes | None:
-    """Return a JPEG without the padding before its end marker that the decoder complained of; None where it is no padding.
+def mended(data: bytes, frame: Frame, complaint: str) -> tuple[bytes, str] | None:
+    """Return a JPEG without the harmless fault that the decoder complained of, and the fault's name; None for all others.
+
+    The first complaint hides those that follow: what is returned has to be decoded again.
+    """
+    if complaint.startswith(_REVISION):
+        at = data.find(_JFIF) + len(_JFIF)
+        return data[:at] + b"\x01\x01" + data[at + 2 :], "unknown JFIF revision"
+    found = _EXTRANEOUS.fullmatch(complaint)
+    shorter = _without_padding(data, frame, int(found[1])) if found else None
+    return (shorter, "extraneous bytes before the end marker") if shorter else None
+
+
+def _without_padding(data: bytes, frame: Frame, length: int) -> bytes | None:
+    """Return a JPEG without the last bytes before its end marker, `length` of them; None where they are no padding.
 
     Only bytes that are all alike are padding. After a flipped bit the decoder complains in the same words, since what it
     makes of the rest is too short by some blocks: then the bytes are what is left of the picture's data. One byte alone
     proves nothing, but the one before it has to be padding too, mostly: the decoder reads ahead and counts it not.
     """
-    found = _EXTRANEOUS.fullmatch(complaint)
-    if not found:
-        return None
     end = data.find(_END, frame.scan)
-    start = end - int(found[1])
+    start = end - length
     if start <= frame.scan or len(set(data[min(start, end - 2) : end])) != 1:
         return None
     return data[:start] + data[end:]

@@ -48,7 +48,7 @@ def read_other(data: bytes) -> Picture:
             check_size(*image.size)
             kind = _kind(image, data)
             image.load()
-            return Picture(_rgb(image), exif_orientation(image.info.get("exif"))[0], kind)
+            return Picture(_rgb(image), exif_orientation(image.info.get("exif")) or 1, kind)
     except (BadImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -76,7 +76,7 @@ def _kind(image: Image.Image, data: bytes) -> str:
     elif name == "TIFF":
         bits = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
     if bits > 16:
-        raise BadImageError(f"{bits}-bit {name} is not supported: nobody knows what is white in it")
+        raise BadImageError(f"{bits}-bit {name} is not supported")
     return f"16-bit {name}" if bits > 8 else name
 
 
