@@ -1,6 +1,7 @@
 import pytest
 
-from fastirv2.building.sources import open_source, read_classes
+from fastirv2.building.lists import read_classes
+from fastirv2.building.sources import open_source
 from fastirv2.errors import DataError, UsageError
 
 
@@ -29,7 +30,7 @@ def test_labels_are_the_class_folders_sorted_by_name(tmp_path):
 def test_images_lie_at_any_depth_and_hidden_files_are_no_images(tmp_path):
     folder = files(tmp_path, "a/1.jpg", "a/deep/er/2.png", "a/.hidden", "a/.git/3.jpg", ".cache/4.jpg", "stray.txt")
     source = open_source(folder)
-    assert source.names == ["a/1.jpg", "a/deep/er/2.png"]
+    assert list(source.names) == ["a/1.jpg", "a/deep/er/2.png"]
     assert source.classes == ["a"]
     assert source.place(1).read() == b"image"
 
@@ -43,7 +44,7 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "source/a/sub/other").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "source/b").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "source/a/9.jpg").symlink_to(tmp_path / "elsewhere/3.jpg")
-    assert open_source(folder).names == ["a/1.jpg", "a/9.jpg", "a/other/3.jpg", "a/sub/2.jpg", "b/3.jpg"]
+    assert list(open_source(folder).names) == ["a/1.jpg", "a/9.jpg", "a/other/3.jpg", "a/sub/2.jpg", "b/3.jpg"]
 
 
 def test_a_class_without_images_keeps_its_label(tmp_path):
@@ -65,7 +66,7 @@ def test_a_classes_file_gives_labels_by_line(tmp_path):
         ("zebra\nants\n", r"the class folder .*ant is not in the --classes file; did you mean 'ants'\?"),
         ("ant\n\nzebra\n", "line 2 is empty"),
         ("ant\nzebra\nant\n", "line 3: class 'ant' is on line 1 already"),
-        ("", "line 1 is empty"),
+        ("", "classes is empty; it needs the name of a class"),
     ],
 )
 def test_a_classes_file_that_does_not_fit_is_refused(tmp_path, text, message):
@@ -85,7 +86,7 @@ def test_classes_files_of_windows_are_read(tmp_path):
     [
         ([], "holds no images: it is empty"),
         (["1.jpg", "2.jpg"], "holds 2 files but no class folders"),
-        (["a/.hidden"], "holds no images: its 1 class folders are empty"),
+        (["a/.hidden"], "holds no images: its 1 classes are empty"),
     ],
 )
 def test_a_folder_without_classes_or_images_is_refused(tmp_path, names, message):
@@ -105,7 +106,7 @@ def test_root_goes_with_lists_only(tmp_path):
 
 def test_a_list_is_split_at_the_last_white_space(tmp_path):
     source = open_source(listing(tmp_path, "a b/1 2.jpg  3\n\nplain.jpg\t0\r\n", "a b/1 2.jpg", "plain.jpg"))
-    assert (source.names, source.labels.tolist()) == (["a b/1 2.jpg", "plain.jpg"], [3, 0])
+    assert (list(source.names), source.labels.tolist()) == (["a b/1 2.jpg", "plain.jpg"], [3, 0])
     assert source.classes == ["0", "1", "2", "3"]
     assert source.place(0).read() == b"image"
 
@@ -125,7 +126,7 @@ def test_a_list_is_relative_to_root_or_absolute(tmp_path):
         ("1.jpg 1.0\n", "line 1: the label '1.0' is no integer"),
         ("1.jpg -1\n", "line 1: the label -1 is not between 0 and"),
         ("1.jpg 4294967296\n", "line 1: the label 4294967296 is not between 0 and"),
-        ("1.jpg\n", "line 1 is '1.jpg', but 'path label' is needed"),
+        ("1.jpg\n", "line 1: '1.jpg' is no 'path label'"),
         ("\n\n", "lists no images"),
         (". 0\n", "line 1: there is no file"),
     ],
