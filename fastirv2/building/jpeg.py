@@ -27,9 +27,8 @@ _STANDALONE = (0x01, *range(0xD0, 0xD8))  # markers that no length follows
 _START_OF_SCAN, _APP1, _END = 0xDA, 0xE1, b"\xff\xd9"
 _EXIF, _JFIF = b"Exif\0\0", b"JFIF\0"
 _ORIENTATION = 0x0112
-# The orientation's tag and a type that exists, in either byte order, unless "one SHORT, 1" follows: this may turn an image.
-_UPRIGHT = (rb"\x03\0\x01\0\0\0\x01\0", rb"\0\x03\0\0\0\x01\0\x01")
-_TURNING = re.compile(rb"\x12\x01(?!%s)[\x01-\x0d]\0|\x01\x12(?!%s)\0[\x01-\x0d]" % _UPRIGHT)
+# The orientation's tag in either byte order, unless one SHORT follows that is none of 2 to 8: anything else may turn an image.
+_TURNING = re.compile(rb"\x12\x01(?!\x03\0\x01\0\0\0[^\x02-\x08]\0)|\x01\x12(?!\0\x03\0\0\0\x01\0[^\x02-\x08])")
 _REVISION = "Warning: unknown JFIF revision number"
 _EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 
@@ -152,13 +151,22 @@ def orientation(data: bytes, frame: Frame) -> tuple[int, bool]:
     if not any(_TURNING.search(block) for block in blocks):
         return 1, False
     value = exif_orientation(blocks[0])
-    if value is not None and (value > 1 or len(blocks) == 1):
-        return value, False
-    return 1, True
+    if value is None:
+        return 1, any(_lists_orientation(block) for block in blocks)
+    return value, value == 1 and len(blocks) > 1
+
+
+def _lists_orientation(block: bytes) -> bool:
+    """Return whether the first directory of an EXIF block has an entry for the orientation, however broken it all is."""
+    if len(block) < 14:
+        return False
+    order = "<" if block.startswith(b"I", 6) else ">"  # DALI looks at no more of the byte order, nor at an entry's type
+    tag, start = struct.pack(order + "H", _ORIENTATION), 6 + struct.unpack_from(order + "I", block, 10)[0] + 2
+    return any(block.startswith(tag, at) for at in range(start, len(block), 12))
 
 
 def exif_orientation(block: bytes | None) -> int | None:
-    """Return the orientation in an EXIF block, 1 to 8 (1 for one that does not exist); None where it is broken or has none.
+    """Return the orientation in an EXIF block, 1 to 8; None where it has none that exists, or is broken.
 
     Pillow reads it. What an XMP block says is not followed: decoders do not follow it either.
     """
@@ -172,9 +180,9 @@ def exif_orientation(block: bytes | None) -> int | None:
             value = exif.get(_ORIENTATION)
         except Exception:  # whatever parsing a broken block comes to; it says nothing about the image
             return None
-    if isinstance(value, int) and 2 <= value <= 8:
+    if isinstance(value, int) and (2 <= value <= 8 or (value == 1 and not complaints)):
         return value
-    return 1 if isinstance(value, int) and not complaints else None
+    return None
 
 
 def mended(data: bytes, frame: Frame, complaint: str) -> tuple[bytes, str] | None:
