@@ -13,7 +13,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import tomli_w
 import tyro
 
-from fastirv2.data.loader import InputConfig
+from fastirv2.data.sampler import DataConfig
+from fastirv2.data.samples import InputConfig
 from fastirv2.errors import UsageError, nearest
 from fastirv2.files import read_toml
 from fastirv2.models import SMALLEST_INPUT, ModelConfig
@@ -31,6 +32,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     input: InputConfig = field(default_factory=InputConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -38,8 +40,9 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        if self.input.crop < SMALLEST_INPUT:
-            raise UsageError(f"--input.crop {self.input.crop} is too small for this network; it needs {SMALLEST_INPUT} pixels")
+        for option, crop in [("crop", self.input.crop), *(("sizes", stage[2]) for stage in self.input.stages())]:
+            if crop < SMALLEST_INPUT:
+                raise UsageError(f"--input.{option} {crop} is too small for this network; it needs {SMALLEST_INPUT} pixels")
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,10 @@ def read_recipe(name: str) -> tuple[Config, dict[str, str]]:
         raise UsageError(f"there is no recipe '{name}'{nearest(name, recipe_names())}")
     content = read_toml(path)
     texts = {key: content.pop(key) for key in ("about", "published") if key in content}
-    for key in ("recipe", "out", "data", "statistics"):  # what a run's config.toml says besides its settings
+    for key in ("recipe", "out", "statistics"):  # what a run's config.toml says besides its settings
         content.pop(key, None)
+    for key in ("train", "val", "train_digest", "val_digest"):
+        content.get("data", {}).pop(key, None)
     return _filled(Config(), content, str(path)), texts
 
 
@@ -137,6 +142,10 @@ def _filled(config: Any, values: dict[str, Any], where: str) -> Any:
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UsageError(f"{where} is {value!r}, but a list of texts is needed")
+        return tuple(value)
     choices = get_args(hint) if get_origin(hint) is not None else ()
     if choices:
         if value not in choices:
@@ -150,8 +159,11 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
 
 
 def as_table(config: Config) -> dict[str, Any]:
-    """Return the configuration as nested plain values, in the form of a recipe."""
-    return asdict(config)
+    """Return the configuration as nested plain values, in the form of a recipe: TOML has lists and no tuples."""
+    return {
+        section: {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        for section, values in asdict(config).items()
+    }
 
 
 def to_toml(table: dict[str, Any]) -> str:

@@ -14,8 +14,9 @@ import torch
 from fastirv2.config import Config, Options, as_table, parse, read_recipe, recipe_names, to_toml
 from fastirv2.data.counter import hashes
 from fastirv2.data.dataset import Records, check_classes
-from fastirv2.data.loader import Loader, TrainOrder, ValidationOrder
-from fastirv2.data.records import open_records, resize_warnings
+from fastirv2.data.loader import Loader
+from fastirv2.data.records import open_records
+from fastirv2.data.samples import TrainOrder, ValidationOrder, check_input
 from fastirv2.errors import DataError, StoppedError, UsageError, UserError, run_command
 from fastirv2.models import create
 from fastirv2.models.norm import Statistics, share_statistics
@@ -31,7 +32,7 @@ from fastirv2.training.distributed import (
     together,
     told_by_peer,
 )
-from fastirv2.training.engine import Engine, choose_precision, unit
+from fastirv2.training.engine import NORMALISE, Engine, choose_precision
 from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import create_optimizer, set_rate
 from fastirv2.training.plan import Plan, make_plan
@@ -100,6 +101,7 @@ class Prepared:
     train: Records
     val: Records
     table: dict[str, Any]
+    warnings: list[str]
 
 
 def prepare(options: Options, process: Process) -> Prepared:
@@ -111,12 +113,17 @@ def prepare(options: Options, process: Process) -> Prepared:
     train_set, val_set = open_records(options.train_path), open_records(options.val_path)
     classes = check_classes([train_set, val_set])
     config = resolve(options.config, process, count=len(train_set), classes=len(classes))
+    warnings = [
+        *train_set.warnings,
+        *check_input(train_set, config.input, training=True),
+        *val_set.warnings,
+        *check_input(val_set, config.input, training=False),
+    ]
     data = {"train": options.train_path, "val": options.val_path}
     digests = {"train_digest": train_set.digest, "val_digest": val_set.digest}
     plan = divide(config, process.world, len(train_set))
-    resolved = {"data": data | digests, "statistics": {"images": plan.bn_images}}
-    table = {"recipe": options.recipe, "out": options.out, **resolved, **as_table(config)}
-    return Prepared(config, plan, train_set, val_set, table)
+    table = {"recipe": options.recipe, "out": options.out, "statistics": {"images": plan.bn_images}, **as_table(config)}
+    return Prepared(config, plan, train_set, val_set, table | {"data": data | digests | table["data"]}, warnings)
 
 
 def resolve(config: Config, process: Process, *, count: int, classes: int) -> Config:
@@ -151,9 +158,10 @@ def build(prepared: Prepared, folder: Path, process: Process, console: Console, 
     torch.manual_seed(config.train.seed)
     model = create(config.model.arch, config.model.classes, config.model.dropout)
     share_statistics(model, Statistics(neighbours(process, plan.bn_ranks), plan.bn_splits))
-    engine = Engine(model, process, amp=config.train.amp, accumulation=plan.accumulation, normalise=unit)
+    normalise = NORMALISE[config.input.normalise]
+    engine = Engine(model, process, amp=config.train.amp, accumulation=plan.accumulation, normalise=normalise)
     order = TrainOrder(
-        plan.count,
+        prepared.train,
         config.input,
         seed=config.train.seed,
         global_batch=plan.global_batch,
@@ -161,8 +169,9 @@ def build(prepared: Prepared, folder: Path, process: Process, console: Console, 
         rank=process.rank,
         parts=plan.accumulation,
         step=state["step"] if state else 0,
+        block=config.data.block,
     )
-    val_order = ValidationOrder(len(prepared.val), config.input, batch=plan.batch, world=plan.world, rank=process.rank)
+    val_order = ValidationOrder(prepared.val, config.input, batch=plan.batch, world=plan.world, rank=process.rank)
     shape = {"batch": plan.batch, "device": process.device, "local_world": process.local_world}
     run = Run(
         plan=plan,
@@ -199,9 +208,8 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
     )
     rate = learning_rate(1, config.schedule), learning_rate(plan.total_steps, config.schedule)
     console.say(f"learning rate {rate[0]:.3g} at the first step, {rate[1]:.3g} at the last")
-    for records in (prepared.train, prepared.val):
-        for warning in (*records.warnings, *resize_warnings(records, config.input.resize)):
-            console.warn(warning)
+    for warning in prepared.warnings:
+        console.warn(warning)
 
 
 def conclude(run: Run) -> None:

@@ -22,8 +22,9 @@ import tyro
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from fastirv2.data.loader import InputConfig, Loader, TrainOrder
+from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
+from fastirv2.data.samples import InputConfig, TrainOrder
 from fastirv2.errors import run_command
 from fastirv2.report.machine import spread, write_json
 from fastirv2.training.distributed import join
@@ -103,9 +104,7 @@ def measure(data: Path, options: Options) -> dict[str, Any]:
     """Measure the loader and the yardstick in turn, each warmed up first."""
     process = join(options.device)
     records = open_records(data)
-    order = TrainOrder(
-        len(records), options.input, seed=0, global_batch=options.batch, world=1, rank=0, parts=1, step=0
-    )
+    order = TrainOrder(records, options.input, seed=0, global_batch=options.batch, world=1, rank=0, parts=1, step=0)
     loader = Loader(records, order, options.input, batch=options.batch, device=process.device, local_world=1)
     ways = {"loader": loader.__next__, "readers.caffe": caffe_reader(data, options, process.device, loader.threads)}
     for batch in ways.values():

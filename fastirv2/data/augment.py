@@ -1,4 +1,4 @@
-"""What is random about a sample, drawn outside the graph as a function of (seed, epoch, record)."""
+"""Which window of an image becomes a sample, drawn outside the graph as a function of (seed, epoch, record)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 from fastirv2.data import counter
 
 _CROP_STREAM = 0x63726F70  # "crop"
+_AREA_STREAM = 0x61726561  # "area"
+_MIRROR = 0x6D6972726F72  # "mirror"
+_LARGEST_ASPECT = 4 / 3
 
 
 @dataclass(frozen=True)
@@ -22,32 +25,94 @@ class Windows:
     end: np.ndarray
 
 
-def random_crops(seed: int, epochs: np.ndarray, records: np.ndarray, resize: int, crop: int) -> Windows:
-    """Draw a random `crop`² window of the image warped to `resize`², and a mirror with probability ½, for each sample.
+def random_crops(
+    seed: int, epochs: np.ndarray, records: np.ndarray, resize: int, crop: int, sizes: np.ndarray | None = None
+) -> Windows:
+    """Draw a random `crop`² window of the resized image, and a mirror with probability ½, for each sample.
 
     Args:
         seed: seed of the run.
         epochs: int64 (B,), the epoch of each sample, from 0.
         records: int64 (B,), the record number of each sample.
-        resize: side in pixels that the image is warped to (328).
+        resize: side in pixels that the image is warped to (328), or its shorter side where `sizes` are given.
         crop: side in pixels of the window (299), at most `resize`.
+        sizes: (B, 2), height and width of each image in pixels, for images that keep their aspect.
 
     Returns:
-        windows at multiples of 1/resize, uniform over the (resize − crop + 1)² places.
+        windows at whole pixels of the resized image, uniform over all places.
     """
     bits = counter.hashes(seed, _CROP_STREAM, epochs, records)
-    places = resize - crop + 1
-    corner = np.stack([counter.integers(counter.hashes(0, bits, axis), places) for axis in (0, 1)], axis=1)
-    windows = _windows(corner, resize, crop)
-    mirrored = counter.integers(counter.hashes(0, bits, 2), 2).astype(bool)
+    resized = resized_sizes(len(records), resize, sizes)
+    corner = np.stack([counter.integers(counter.hashes(0, bits, axis), resized[:, axis] - crop + 1) for axis in (0, 1)], axis=1)
+    return _mirrored(_windows(corner, crop, resized), counter.integers(counter.hashes(0, bits, 2), 2).astype(bool))
+
+
+def centre_crops(count: int, resize: int, crop: int, sizes: np.ndarray | None = None) -> Windows:
+    """Return the central `crop`² window of each of `count` resized images, unmirrored; arguments as `random_crops` has them."""
+    resized = resized_sizes(count, resize, sizes)
+    return _windows((resized - crop) // 2, crop, resized)
+
+
+def resized_sizes(count: int, resize: int, sizes: np.ndarray | None) -> np.ndarray:
+    """Return the sizes, int64 (count, 2), that images are resized to: `resize`², or a shorter side of `resize` pixels."""
+    if sizes is None:
+        return np.full((count, 2), resize, np.int64)
+    sizes = sizes.astype(np.int64)
+    return sizes * resize // sizes.min(axis=1, keepdims=True)
+
+
+def area_crops(
+    seed: int,
+    epochs: np.ndarray,
+    records: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    smallest: float,
+    tries: int = 10,
+    swap: bool = True,
+    whole: bool = False,
+) -> Windows:
+    """Draw a window of random area and aspect, and a mirror with probability ½, for each sample.
+
+    A try takes a share of the image's area from [smallest, 1) and an aspect from [3/4, 4/3), both uniform; with `swap`,
+    width and height change places with probability ½. The first of `tries` that fits is taken, at a place uniform over all
+    whole pixels; where none fits it is the central square or, with `whole`, the whole image.
+
+    `swap` and the central square are torch7's RandomSizedCrop (fb.resnet.torch, datasets/transforms.lua), `whole` without
+    `swap` is TensorFlow's sample_distorted_bounding_box as TF-slim calls it (inception_preprocessing.py).
+
+    Args:
+        seed, epochs, records: as `random_crops` has them.
+        sizes: (B, 2), height and width of each image in pixels.
+        smallest: the smallest share of the image's area, 0.08 or 0.05.
+        tries: how often a window is drawn before giving up.
+        swap: exchange width and height at random.
+        whole: take the whole image where no window fits.
+    """
+    bits = counter.hashes(seed, _AREA_STREAM, epochs, records)
+    draws = counter.uniform(counter.hashes(0, bits[:, None], np.arange(3 * tries + 2)))
+    share, aspect, turned = np.split(draws[:, : 3 * tries], 3, axis=1)
+    area = (smallest + (1 - smallest) * share) * sizes.prod(axis=1, dtype=np.float64)[:, None]
+    aspect = 1 / _LARGEST_ASPECT + (_LARGEST_ASPECT - 1 / _LARGEST_ASPECT) * aspect
+    width, height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    if swap:
+        width, height = np.where(turned < 0.5, (height, width), (width, height))
+    drawn = np.stack([height, width], axis=2).astype(np.int64)
+    fits = ((drawn <= sizes[:, None]) & (drawn > 0)).all(axis=2)
+    rows, first = np.arange(len(records)), fits.argmax(axis=1)
+    found, limits = fits[rows, first], sizes.astype(np.int64)
+    window = np.where(found[:, None], drawn[rows, first], limits if whole else limits.min(axis=1, keepdims=True))
+    corner = np.where(found[:, None], (draws[:, -2:] * (limits - window + 1)).astype(np.int64), (limits - window) // 2)
+    mirrored = counter.integers(counter.hashes(0, bits, _MIRROR), 2).astype(bool)
+    return _mirrored(_windows(corner, window, limits), mirrored)
+
+
+def _windows(corner: np.ndarray, window: np.ndarray | int, sizes: np.ndarray) -> Windows:
+    """Return windows given in pixels of images of `sizes` as shares of them."""
+    return Windows((corner / sizes).astype(np.float32), ((corner + window) / sizes).astype(np.float32))
+
+
+def _mirrored(windows: Windows, mirrored: np.ndarray) -> Windows:
+    """Exchange the left and right edges of some windows."""
     windows.start[mirrored, 1], windows.end[mirrored, 1] = windows.end[mirrored, 1], windows.start[mirrored, 1]
     return windows
-
-
-def centre_crops(batch: int, resize: int, crop: int) -> Windows:
-    """Return the central `crop`² window of the image warped to `resize`² for `batch` samples, unmirrored."""
-    return _windows(np.full((batch, 2), (resize - crop) // 2, dtype=np.int64), resize, crop)
-
-
-def _windows(corner: np.ndarray, resize: int, crop: int) -> Windows:
-    return Windows((corner / resize).astype(np.float32), ((corner + crop) / resize).astype(np.float32))

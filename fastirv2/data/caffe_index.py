@@ -18,7 +18,7 @@ from fastirv2.data.datum import DatumFields, scan
 from fastirv2.data.image_size import upright_size
 from fastirv2.data.lmdb_file import Meta, check_size, data_file, value_extents
 from fastirv2.errors import DataError
-from fastirv2.files import write_file
+from fastirv2.files import cache_folder, write_file
 
 INDEX = np.dtype(
     [("offset", "<u8"), ("length", "<u4"), ("label", "<i4"), ("width", "<u2"), ("height", "<u2"), ("encoded", "u1")]
@@ -57,10 +57,7 @@ def _keeping_place(path: Path) -> Path:
     """Return the file that the index is kept in."""
     if os.access(path, os.W_OK):
         return path / _NAME
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastirv2"
-    with contextlib.suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-    return cache / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}-{_NAME}"
+    return cache_folder() / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}-{_NAME}"
 
 
 @contextlib.contextmanager

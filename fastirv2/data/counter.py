@@ -31,9 +31,15 @@ def uniform(bits: np.ndarray) -> np.ndarray:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def integers(bits: np.ndarray, bound: int) -> np.ndarray:
-    """Map uint64 hashes to int64 in [0, bound), for bounds far below 2^32 (bias < bound / 2^32)."""
-    return ((bits >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32)).astype(np.int64)
+def integers(bits: np.ndarray, bound: int | np.ndarray) -> np.ndarray:
+    """Map uint64 hashes to int64 in [0, bound), for bounds (one, or one each) far below 2^32 (bias < bound / 2^32)."""
+    return ((bits >> np.uint64(32)) * np.asarray(bound).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+
+
+def normal(bits: np.ndarray) -> np.ndarray:
+    """Map uint64 hashes to float64 of the standard normal distribution, with a second hash of each (Box, Muller 1958)."""
+    radius = np.sqrt(-2 * np.log1p(-uniform(bits)))
+    return radius * np.cos(2 * np.pi * uniform(mix(bits)))
 
 
 def permutation(seed: int, stream: int, count: int) -> np.ndarray:

@@ -44,6 +44,15 @@ class Records(ABC):
     def feed(self, numbers: np.ndarray) -> list[np.ndarray]:
         """Return what a DALI graph is fed for these records: uint8 arrays of encoded images, of paths, or (3, H, W) planes."""
 
+    @property
+    @abstractmethod
+    def sizes(self) -> np.ndarray:
+        """Height and width in pixels of each image as it is seen upright: uint16 (count, 2)."""
+
+    @abstractmethod
+    def read_ahead(self, numbers: np.ndarray) -> None:
+        """Tell the storage which records will be asked for soon; returns before they are read."""
+
     @abstractmethod
     def where(self, number: int) -> str:
         """Name a record for a message."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -27,7 +27,7 @@ class JoinedRecords(Records):
         super().__init__(path, np.concatenate([folder.labels for folder in folders]), classes, digest)
         self._folders = folders
         self.form = folders[0].form
-        self.sizes = np.concatenate([folder.sizes for folder in folders])
+        self._sizes = np.concatenate([folder.sizes for folder in folders])
         self._ends = np.cumsum([len(folder) for folder in folders])
         self._starts = self._ends - [len(folder) for folder in folders]
         self.resizes = tuple(dict.fromkeys(resize for folder in folders for resize in folder.resizes))
@@ -40,19 +40,33 @@ class JoinedRecords(Records):
 
     def feed(self, numbers: np.ndarray) -> list[np.ndarray]:
         """Return views of the folders' maps as uint8 arrays."""
-        which = self._which(numbers)
         views: list[np.ndarray] = [np.empty(0, np.uint8)] * len(numbers)
-        for folder in np.unique(which).tolist():
-            places = np.flatnonzero(which == folder)
-            fed = self._folders[folder].feed(numbers[places] - self._starts[folder])
-            for place, view in zip(places.tolist(), fed, strict=True):
+        for folder, places, own in self._divided(numbers):
+            for place, view in zip(places.tolist(), folder.feed(own), strict=True):
                 views[place] = view
         return views
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """From the folders' indexes."""
+        return self._sizes
+
+    def read_ahead(self, numbers: np.ndarray) -> None:
+        """Have the kernel read the records into the page cache."""
+        for folder, _, own in self._divided(numbers):
+            folder.read_ahead(own)
 
     def where(self, number: int) -> str:
         """Name the record by its folder and key."""
         folder = self._which(number)
         return self._folders[folder].where(number - self._starts[folder])
+
+    def _divided(self, numbers: np.ndarray) -> Iterator[tuple[MappedRecords, np.ndarray, np.ndarray]]:
+        """Yield each folder, the places in `numbers` that it holds, and its own numbers of those records."""
+        which = self._which(numbers)
+        for folder in np.unique(which).tolist():
+            places = np.flatnonzero(which == folder)
+            yield self._folders[folder], places, numbers[places] - self._starts[folder]
 
     def _which(self, numbers: np.ndarray | int) -> np.ndarray:
         """Return the folder, counted from 0, that each record is in."""

@@ -38,14 +38,15 @@ class MappedRecords(Records):
     """Records of one data.mdb, mapped whole: a record is a view of the map."""
 
     build: Build | None = None
+    _file: int | None = None
 
     def __init__(self, path: str, index: np.ndarray, classes: list[str], digest: str) -> None:
         super().__init__(path, index["label"].astype(np.int64), classes, digest)
-        self.sizes = np.stack([index["height"], index["width"]], axis=1)
+        self._sizes = np.stack([index["height"], index["width"]], axis=1)
         self._offsets = index["offset"].astype(np.int64)
         self._lengths = index["length"].astype(np.int64)
-        with open(os.path.join(path, "data.mdb"), "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = os.open(os.path.join(path, "data.mdb"), os.O_RDONLY)
+        self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         self._view = memoryview(self._map)
 
     def __getitem__(self, number: int) -> tuple[memoryview, int]:
@@ -57,6 +58,20 @@ class MappedRecords(Records):
         """Return views of the map as uint8 arrays."""
         places = zip(self._lengths[numbers].tolist(), self._offsets[numbers].tolist(), strict=True)
         return [np.frombuffer(self._view, np.uint8, length, offset) for length, offset in places]
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """From the index."""
+        return self._sizes
+
+    def read_ahead(self, numbers: np.ndarray) -> None:
+        """Have the kernel read the records into the page cache."""
+        for offset, length in zip(self._offsets[numbers].tolist(), self._lengths[numbers].tolist(), strict=True):
+            os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_WILLNEED)
 
     def where(self, number: int) -> str:
         """Name the record by its number in key order, which is the key where the LMDB is ours."""
@@ -107,7 +122,7 @@ class CaffeRecords(MappedRecords):
         views = super().feed(numbers)
         if self.form != "planes":
             return views
-        return [view.reshape(3, *size) for view, size in zip(views, self.sizes[numbers].tolist(), strict=True)]
+        return [view.reshape(3, *size) for view, size in zip(views, self._sizes[numbers].tolist(), strict=True)]
 
 
 def _read_about(path: str) -> dict[str, Any]:

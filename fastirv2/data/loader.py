@@ -5,106 +5,30 @@ from __future__ import annotations
 import io
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from fastirv2.data import sampler
-from fastirv2.data.augment import Windows, centre_crops, random_crops
 from fastirv2.data.dataset import Records
-from fastirv2.errors import DataError, UsageError
+from fastirv2.data.samples import Fed, InputConfig, Order
+from fastirv2.errors import DataError
 from fastirv2.host import available_cpus
 from fastirv2.pipelines.images import decoding_error, image_pipeline
 
-LARGEST_RESIZE = 4096  # pixels a side
-
-
-@dataclass(frozen=True)
-class InputConfig:
-    """What becomes of an image before the network sees it, and what may work on it."""
-
-    resize: int = 328
-    """Side in pixels that images are warped to."""
-    crop: int = 299
-    """Side in pixels of the crop: random in training, central in validation."""
-    threads: int = 0
-    """Host threads of a rank's input pipeline; 0: its share of the processors it may use."""
-    prefetch: int = 2
-    """Batches made ahead."""
-    hw_decoder_load: float = 0.65
-    """Share of a batch that goes to a GPU's JPEG engines; 0 makes pixels repeat exactly."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.crop <= self.resize:
-            raise UsageError(f"--input.crop {self.crop} must lie between 1 and --input.resize {self.resize}")
-        if self.resize > LARGEST_RESIZE:
-            raise UsageError(f"--input.resize {self.resize} is beyond all use; at most {LARGEST_RESIZE} pixels")
-        if self.threads < 0 or self.prefetch < 1 or not 0 <= self.hw_decoder_load <= 1:
-            raise UsageError(
-                "input: threads must not be negative, prefetch at least 1, hw-decoder-load between 0 and 1; "
-                f"got {self.threads}, {self.prefetch}, {self.hw_decoder_load}"
-            )
-
 
 class Batch(NamedTuple):
-    """Images uint8 (B, 3, H, W), channels last; labels int64 (B,), both on the device; how many of the B are no padding."""
+    """A batch on the device, and how many of its B samples are no padding.
+
+    Images (B, 3, H, W) in RGB, channels last, 0 … 255, are uint8, or float16 where their colours were jittered; labels are
+    int64 (B,).
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     valid: int
-
-
-class Fed(NamedTuple):
-    """The records of one batch, int64 (B,), their windows, and how many of the B are no padding."""
-
-    numbers: np.ndarray
-    windows: Windows
-    valid: int
-
-
-class TrainOrder:
-    """The batches of one rank from an optimizer step on, without end: `parts` passes of equal size a step."""
-
-    def __init__(
-        self, count: int, config: InputConfig, *, seed: int, global_batch: int, world: int, rank: int, parts: int, step: int
-    ) -> None:
-        self._where = (global_batch, world, rank)
-        self._config, self._seed, self._count, self._parts = config, seed, count, parts
-        self._step, self._pending = step, deque[Fed]()
-
-    def __call__(self) -> Fed:
-        """Return the next batch."""
-        if not self._pending:
-            self._pending.extend(self._draw(self._step))
-            self._step += 1
-        return self._pending.popleft()
-
-    def _draw(self, step: int) -> list[Fed]:
-        numbers = sampler.batch(self._seed, step, self._count, *self._where)
-        epochs = sampler.positions(step, *self._where) // self._count
-        windows = random_crops(self._seed, epochs, numbers, self._config.resize, self._config.crop)
-        split = zip(*(np.split(a, self._parts) for a in (numbers, windows.start, windows.end)), strict=True)
-        return [Fed(part, Windows(start, end), len(part)) for part, start, end in split]
-
-
-class ValidationOrder:
-    """The batches of one rank over all records in order, padded to one shape; after the last it begins again."""
-
-    def __init__(self, count: int, config: InputConfig, *, batch: int, world: int, rank: int) -> None:
-        self.steps = sampler.steps_in_validation(count, batch, world)
-        self._where = (count, batch, world, rank)
-        self._windows = centre_crops(batch, config.resize, config.crop)
-        self._step = 0
-
-    def __call__(self) -> Fed:
-        """Return the next batch."""
-        numbers, valid = sampler.validation_batch(self._step, *self._where)
-        self._step = (self._step + 1) % self.steps
-        return Fed(numbers, self._windows, valid)
 
 
 class Loader:
@@ -116,7 +40,7 @@ class Loader:
     def __init__(
         self,
         records: Records,
-        order: Callable[[], Fed],
+        order: Order,
         config: InputConfig,
         *,
         batch: int,
@@ -125,6 +49,9 @@ class Loader:
     ) -> None:
         self.threads = config.threads or max(1, available_cpus() // local_world)
         self._records, self._order, self._device = records, order, device
+        self._planned: deque[Fed] = deque()
+        self._ahead = config.read_ahead
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._fed: deque[tuple[Fed, list[Any]]] = deque()
         self._gone: deque[tuple[Fed, list[Any]]] = deque(maxlen=2)
         self._used: deque[tuple[Batch, torch.cuda.Event]] = deque()
@@ -133,21 +60,32 @@ class Loader:
         self._pipeline = image_pipeline(
             self._feed,
             batch=batch,
-            crop=config.crop,
             device_id=device.index if device.type == "cuda" else None,
             threads=self.threads,
             prefetch=config.prefetch,
             form=records.form,
+            colours=order.colours,
+            interpolation=config.interpolation,
             hw_decoder_load=config.hw_decoder_load,
         )
         self._pipeline.build()
 
     def _feed(self) -> list[Any]:
         """Give the graph its next batch; it does not copy the arrays, so they are kept until the batch has come out."""
-        fed = self._order()
-        arrays = [self._records.feed(fed.numbers), fed.windows.start, fed.windows.end, self._records.labels[fed.numbers]]
+        fed = self._plan()
+        size = np.full((len(fed.numbers), 2), fed.crop, np.float32)
+        labels = self._records.labels[fed.numbers]
+        arrays = [self._records.feed(fed.numbers), fed.windows.start, fed.windows.end, size, labels, *fed.colours]
         self._fed.append((fed, arrays))
         return arrays
+
+    def _plan(self) -> Fed:
+        """Return the next batch, after having the storage told of those that follow."""
+        while len(self._planned) <= self._ahead:
+            self._planned.append(self._order())
+            if self._ahead:
+                self._reader.submit(self._records.read_ahead, self._planned[-1].numbers)
+        return self._planned.popleft()
 
     def __iter__(self) -> Loader:
         return self
@@ -199,6 +137,7 @@ class Loader:
         self._used.clear()
         self._pipeline = None
         self._fed.clear()
+        self._reader.shutdown(cancel_futures=True)
 
 
 def _undecodable(records: Records, number: int) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastirv2.building.sources import Source, open_source
 from fastirv2.data.dataset import Records
+from fastirv2.data.file_sizes import read_sizes
 from fastirv2.data.joined import JoinedRecords
 from fastirv2.data.lmdb_records import CaffeRecords, LmdbRecords, MappedRecords
 from fastirv2.errors import DataError
@@ -22,6 +23,7 @@ class FileRecords(Records):
     def __init__(self, path: str, source: Source) -> None:
         super().__init__(path, source.labels.astype(np.int64), source.classes, _digest(path, source))
         self._source = source
+        self._sizes: np.ndarray | None = None
 
     def __getitem__(self, number: int) -> tuple[bytes, int]:
         """Return the file's bytes and the label."""
@@ -30,6 +32,16 @@ class FileRecords(Records):
     def feed(self, numbers: np.ndarray) -> list[np.ndarray]:
         """Return the files' paths as uint8 arrays."""
         return [np.frombuffer(os.fsencode(self._source.place(n).path), np.uint8) for n in numbers.tolist()]
+
+    def read_ahead(self, numbers: np.ndarray) -> None:
+        """Do nothing: the graph's threads read the files while others decode."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Read from the files' headers when first asked for."""
+        if self._sizes is None:
+            self._sizes = read_sizes(lambda number: self._source.place(number).path, len(self), self.digest)
+        return self._sizes
 
     def where(self, number: int) -> str:
         """Name the record by its path."""
@@ -75,21 +87,6 @@ def _open_joined(path: str) -> Records:
             raise DataError(f"{part}, one of several joined by commas, is no LMDB folder; only those can be joined")
         folders.append(records)
     return JoinedRecords(path, folders)
-
-
-def resize_warnings(records: Records, resize: int) -> list[str]:
-    """Return what is lost when records as they are stored are warped to `resize`² pixels: a sentence each."""
-    sentences = []
-    for stored in records.resizes:
-        sides = [int(side) for side in stored.removeprefix("short:").split("x") if side.isdigit()]
-        if sides and min(sides) < resize:
-            sentences.append(
-                f"{records.path} was built with --resize {stored}: its images are enlarged to {resize} pixels; build it with "
-                f"at least {resize}, or train with a smaller --input.resize"
-            )
-    if len(records.resizes) > 1:
-        sentences.append(f"{records.path} joins LMDBs built with different --resize: {' and '.join(records.resizes)}")
-    return sentences
 
 
 def _digest(path: str, source: Source) -> str:

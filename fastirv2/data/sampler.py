@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 
 from fastirv2.data import counter
+from fastirv2.errors import UsageError
 
 _ORDER_STREAM = 0x6F72646572  # "order": keeps the permutation's hashes apart from the augmentation's
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """In which order records are read."""
+
+    block: int = 1
+    """Neighbouring records that stay together when an epoch is shuffled: more than 1 for disks that seek badly."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block <= 1 << 20:
+            raise UsageError(f"--data.block {self.block} must lie between 1 and {1 << 20:,}")
 
 
 class _Permutations:
@@ -18,23 +32,32 @@ class _Permutations:
     _KEPT = 8
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, int, int], Future[np.ndarray]] = {}
+        self._made: dict[tuple[int, int, int, int], Future[np.ndarray]] = {}
         self._lock = Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="permutation")
 
-    def get(self, seed: int, epoch: int, count: int) -> np.ndarray:
+    def get(self, seed: int, epoch: int, count: int, block: int) -> np.ndarray:
         with self._lock:
-            wanted = self._request(seed, epoch, count)
-            self._request(seed, epoch + 1, count)
+            wanted = self._request(seed, epoch, count, block)
+            self._request(seed, epoch + 1, count, block)
             while len(self._made) > self._KEPT:
                 self._made.pop(next(iter(self._made)))
         return wanted.result()
 
-    def _request(self, seed: int, epoch: int, count: int) -> Future[np.ndarray]:
-        key = (seed, epoch, count)
+    def _request(self, seed: int, epoch: int, count: int, block: int) -> Future[np.ndarray]:
+        key = (seed, epoch, count, block)
         if key not in self._made:
-            self._made[key] = self._worker.submit(counter.permutation, seed ^ _ORDER_STREAM, epoch, count)
+            self._made[key] = self._worker.submit(_permute, *key)
         return self._made[key]
+
+
+def _permute(seed: int, epoch: int, count: int, block: int) -> np.ndarray:
+    """Return an epoch's permutation of 0 … count−1, in which each `block` neighbours stay together."""
+    blocks = counter.permutation(seed ^ _ORDER_STREAM, epoch, -(-count // block))
+    if block == 1:
+        return blocks
+    records = (blocks[:, None] * block + np.arange(block)).ravel()
+    return records[records < count]
 
 
 _permutations = _Permutations()
@@ -47,7 +70,7 @@ def positions(step: int, global_batch: int, world: int, rank: int) -> np.ndarray
     return np.arange(start, start + share, dtype=np.int64)
 
 
-def batch(seed: int, step: int, count: int, global_batch: int, world: int, rank: int) -> np.ndarray:
+def batch(seed: int, step: int, count: int, global_batch: int, world: int, rank: int, *, block: int = 1) -> np.ndarray:
     """Return the record numbers of this rank's share of a global batch.
 
     Position p = step × global_batch + i of the stream belongs to epoch p // count, and every epoch is a permutation
@@ -60,6 +83,7 @@ def batch(seed: int, step: int, count: int, global_batch: int, world: int, rank:
         global_batch: images an optimizer step, over all ranks; `world` divides it.
         world: number of ranks.
         rank: this rank, 0 … world−1; it gets positions r·n … r·n+n−1 of the global batch, n = global_batch // world.
+        block: this many neighbouring records stay together, for disks that seek badly.
 
     Returns:
         int64 array (global_batch // world,). A call costs O(batch) once the epoch's permutation is there.
@@ -72,11 +96,11 @@ def batch(seed: int, step: int, count: int, global_batch: int, world: int, rank:
     places = positions(step, global_batch, world, rank)
     epochs, inside = places // count, places % count
     if epochs[0] == epochs[-1]:
-        return _permutations.get(seed, int(epochs[0]), count)[inside]
+        return _permutations.get(seed, int(epochs[0]), count, block)[inside]
     records = np.empty_like(places)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         here = epochs == epoch
-        records[here] = _permutations.get(seed, epoch, count)[inside[here]]
+        records[here] = _permutations.get(seed, epoch, count, block)[inside[here]]
     return records
 
 

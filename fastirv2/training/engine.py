@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastirv2.errors import UsageError
-from fastirv2.pipelines import UNIT_MEAN, UNIT_STD
+from fastirv2.pipelines import IMAGENET_MEAN, IMAGENET_STD, UNIT_MEAN, UNIT_STD
 from fastirv2.training.distributed import Process, sum_over_ranks
 from fastirv2.training.plan import Amp
 
@@ -44,8 +45,25 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def unit(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Scale images from uint8 to [-1, 1]."""
-    return images.to(dtype).sub_(UNIT_MEAN).div_(UNIT_STD)
+    """Bring images (B, 3, H, W) from 0 … 255 to -1 … 1."""
+    return images.to(dtype, copy=True).sub_(UNIT_MEAN).div_(UNIT_STD)  # a copy: float images are the input pipeline's own
+
+
+def imagenet(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Take ImageNet's mean from images (B, 3, H, W) in 0 … 255 and divide by its standard deviation, channel by channel."""
+    scale, shift = _imagenet_line(images.device)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.addcmul(shift.to(wide), images.to(wide), scale.to(wide)).to(dtype)
+
+
+@functools.cache
+def _imagenet_line(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factor and the summand of each channel, (3, 1, 1), on the device: made once, not in every step."""
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (1 / std).to(device), (-mean / std).to(device)
+
+
+NORMALISE = {"unit": unit, "imagenet": imagenet}
 
 
 class Counts:

@@ -12,8 +12,9 @@ from PIL import Image
 from fastirv2.data import caffe_index
 from fastirv2.data.datum import Datum
 from fastirv2.data.lmdb_records import CaffeRecords
-from fastirv2.data.loader import InputConfig, Loader, TrainOrder
+from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
+from fastirv2.data.samples import InputConfig, TrainOrder
 from fastirv2.errors import DataError
 from tests.conftest import photograph
 
@@ -46,7 +47,7 @@ def write(folder, datums, key="{:08d}_ILSVRC/img {}.JPEG"):
 
 def batches(path, count=3):
     records = open_records(path)
-    order = TrainOrder(len(records), SIZE, seed=5, global_batch=8, world=1, rank=0, parts=1, step=0)
+    order = TrainOrder(records, SIZE, seed=5, global_batch=8, world=1, rank=0, parts=1, step=0)
     loader = Loader(records, order, SIZE, batch=8, device=torch.device("cpu"), local_world=1)
     got = [(images.clone(), labels.clone()) for images, labels, _ in (next(loader) for _ in range(count))]
     loader.close()
@@ -77,7 +78,7 @@ def test_raw_images_are_the_pictures_themselves(tmp_path):
     raw_lmdb = write(tmp_path / "raw", [raw(4)] * 8)
     config = InputConfig(resize=48, crop=48, threads=1, hw_decoder_load=0.0)
     records = open_records(raw_lmdb)
-    order = TrainOrder(8, config, seed=5, global_batch=8, world=1, rank=0, parts=1, step=0)
+    order = TrainOrder(records, config, seed=5, global_batch=8, world=1, rank=0, parts=1, step=0)
     loader = Loader(records, order, config, batch=8, device=torch.device("cpu"), local_world=1)
     images = next(loader).images.permute(0, 2, 3, 1).numpy()
     assert all(np.array_equal(image, picture(4)) or np.array_equal(image, picture(4)[:, ::-1]) for image in images)

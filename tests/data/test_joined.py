@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fastirv2.data.joined import JoinedRecords
-from fastirv2.data.records import open_records, resize_warnings
+from fastirv2.data.records import open_records
+from fastirv2.data.samples import InputConfig, check_input
 from fastirv2.errors import DataError
 from tests.conftest import build
 
@@ -90,13 +91,26 @@ def test_a_folder_with_a_comma_in_its_name_is_opened_as_it_is(lmdb_folder, tmp_p
     assert open_records(copy).path == str(copy)
 
 
-def test_images_stored_smaller_than_training_asks_for_are_warned_about(images, parts, tmp_path):
+def test_what_is_lost_on_records_that_were_resized_is_said(images, parts, tmp_path):
     small = build(images, tmp_path / "small", "--resize", "100x60", "--part", "1/3")
     short = build(images, tmp_path / "short", "--resize", "short:80", "--part", "2/3")
-    assert resize_warnings(open_records(parts[0]), 4096) == []
-    assert resize_warnings(open_records(small), 60) == resize_warnings(open_records(short), 80) == []
-    (warning,) = resize_warnings(open_records(small), 61)
+
+    def said(path, *, training=True, **options):
+        return check_input(open_records(path), InputConfig(crop=50, **options), training=training)
+
+    assert said(parts[0], resize=4096, resize_mode="short") == said(parts[0], augment="resnet") == []
+    assert said(small, resize=60) == said(short, resize=80) == said(short, resize=80, resize_mode="short") == []
+    (warning,) = said(small, resize=61)
     assert warning.startswith(f"{small} was built with --resize 100x60: its images are enlarged to 61 pixels")
-    three = resize_warnings(open_records(joined(small, short)), 82)
+    (warning,) = said(small, augment="inception")
+    assert "the area crops of --input.augment inception are distorted by as much" in warning
+    assert len(said(small, augment="resnet", training=False)) == 1  # validation is not augmented, and here enlarged
+    three = said(joined(small, short), resize=82)
     assert len(three) == 3
     assert "joins LMDBs built with different --resize: 100x60 and short:80" in three[2]
+
+
+def test_keeping_the_aspect_of_records_that_have_lost_it_is_refused(images, tmp_path):
+    warped = build(images, tmp_path / "warped", "--resize", "64x64")
+    with pytest.raises(DataError, match="was built with --resize 64x64, so that the aspect of its images is lost, which"):
+        check_input(open_records(warped), InputConfig(resize=64, crop=60, resize_mode="short"), training=False)

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,20 +12,32 @@ from PIL import Image
 
 from fastirv2.data import sampler
 from fastirv2.data.augment import random_crops
-from fastirv2.data.loader import InputConfig, Loader, TrainOrder, ValidationOrder
+from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
+from fastirv2.data.samples import InputConfig, TrainOrder, ValidationOrder
 from fastirv2.errors import DataError, UsageError
 
 SIZE = InputConfig(resize=88, crop=80, threads=2, hw_decoder_load=0.0)
 CPU = torch.device("cpu")
 
 
-def train_order(count, *, world=1, rank=0, step=0, parts=1, global_batch=8):
-    return TrainOrder(count, SIZE, seed=5, global_batch=global_batch, world=world, rank=rank, parts=parts, step=step)
+def training(config=SIZE, *, world=1, rank=0, step=0, parts=1, global_batch=8):
+    """What makes the order of some records."""
+    where = {"global_batch": global_batch, "world": world, "rank": rank}
+    return lambda records: TrainOrder(records, config, seed=5, parts=parts, step=step, **where)
 
 
-def take(path, order, batches, batch=8, device=CPU):
-    loader = Loader(open_records(path), order, SIZE, batch=batch, device=device, local_world=1)
+def validation(config=SIZE, *, batch=8):
+    return lambda records: ValidationOrder(records, config, batch=batch, world=1, rank=0)
+
+
+def loading(path, order, batch=8, device=CPU, config=SIZE):
+    records = open_records(path)
+    return Loader(records, order(records), config, batch=batch, device=device, local_world=1)
+
+
+def take(path, order, batches, batch=8, device=CPU, config=SIZE):
+    loader = loading(path, order, batch, device, config)
     got = [(images.clone(), labels.clone(), valid) for images, labels, valid in (next(loader) for _ in range(batches))]
     loader.close()
     return got
@@ -39,7 +52,7 @@ def expected(record, corner, mirrored):
 
 def test_training_images_are_the_warped_cropped_and_mirrored_records(lmdb_folder):
     records = open_records(lmdb_folder)
-    for step, (images, labels, valid) in enumerate(take(lmdb_folder, train_order(23), 6)):
+    for step, (images, labels, valid) in enumerate(take(lmdb_folder, training(), 6)):
         numbers = sampler.batch(5, step, 23, 8, 1, 0)
         windows = random_crops(5, np.arange(step * 8, step * 8 + 8) // 23, numbers, 88, 80)
         assert labels.tolist() == records.labels[numbers].tolist()
@@ -54,7 +67,7 @@ def test_training_images_are_the_warped_cropped_and_mirrored_records(lmdb_folder
 
 
 def test_batches_are_channels_last_uint8_that_torch_did_not_copy(lmdb_folder):
-    loader = Loader(open_records(lmdb_folder), train_order(23), SIZE, batch=8, device=CPU, local_world=1)
+    loader = loading(lmdb_folder, training(), device=CPU)
     images, labels, _ = next(loader)
     assert (images.dtype, images.shape) == (torch.uint8, (8, 3, 80, 80))
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -67,15 +80,15 @@ def test_batches_are_channels_last_uint8_that_torch_did_not_copy(lmdb_folder):
 
 
 def test_every_form_of_data_gives_the_same_validation_batches(images, lmdb_folder, file_list):
-    order = ValidationOrder(23, SIZE, batch=8, world=1, rank=0)
+    order = validation()
     from_files = take(images, order, 3)
-    from_list = take(file_list, ValidationOrder(23, SIZE, batch=8, world=1, rank=0), 3)
+    from_list = take(file_list, validation(), 3)
     for (a, labels_a, valid_a), (b, labels_b, valid_b) in zip(from_files, from_list, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(labels_a, labels_b)
         assert valid_a == valid_b
     assert [valid for _, _, valid in from_files] == [8, 8, 7]
-    stored = take(lmdb_folder, ValidationOrder(23, SIZE, batch=8, world=1, rank=0), 3)
+    stored = take(lmdb_folder, validation(), 3)
     assert pixel_sums(stored) == pixel_sums(from_files)
 
 
@@ -84,25 +97,120 @@ def pixel_sums(batches):
 
 
 def test_validation_begins_again_after_its_last_batch(lmdb_folder):
-    twice = take(lmdb_folder, ValidationOrder(23, SIZE, batch=8, world=1, rank=0), 6)
+    twice = take(lmdb_folder, validation(), 6)
     assert all(torch.equal(twice[i][0], twice[i + 3][0]) for i in range(3))
 
 
-def test_ranks_and_passes_together_are_the_batch_of_one_rank(lmdb_folder):
-    whole = take(lmdb_folder, train_order(23), 4)
+INPUTS = {
+    "crop": SIZE,
+    "crop that keeps the aspect": replace(SIZE, resize_mode="short"),
+    "resnet": replace(SIZE, augment="resnet"),
+    "inception": replace(SIZE, augment="inception"),
+    "growing": replace(SIZE, sizes=("1:40", "2:64")),
+}
+
+
+@pytest.mark.parametrize("config", INPUTS.values(), ids=INPUTS)
+def test_ranks_and_passes_together_are_the_batch_of_one_rank(lmdb_folder, config):
+    whole = take(lmdb_folder, training(config), 4, config=config)
     for world, parts in ((2, 1), (4, 2), (1, 4)):
         size = 8 // world // parts
-        ranks = [take(lmdb_folder, train_order(23, world=world, rank=r, parts=parts), 4 * parts, size) for r in range(world)]
+        ranks = [
+            take(lmdb_folder, training(config, world=world, rank=r, parts=parts), 4 * parts, size, config=config)
+            for r in range(world)
+        ]
         for step in range(4):
             pieces = [ranks[r][step * parts + p] for r in range(world) for p in range(parts)]
             assert torch.equal(torch.cat([images for images, _, _ in pieces]), whole[step][0])
             assert torch.equal(torch.cat([labels for _, labels, _ in pieces]), whole[step][1])
 
 
-def test_an_order_begun_at_a_step_goes_on_as_if_it_had_run(lmdb_folder):
-    whole = take(lmdb_folder, train_order(23), 7)
-    resumed = take(lmdb_folder, train_order(23, step=4), 3)
+@pytest.mark.parametrize("config", INPUTS.values(), ids=INPUTS)
+def test_an_order_begun_at_a_step_goes_on_as_if_it_had_run(lmdb_folder, config):
+    whole = take(lmdb_folder, training(config), 7, config=config)
+    resumed = take(lmdb_folder, training(config, step=4), 3, config=config)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[4:], resumed, strict=True))
+
+
+def test_four_ranks_from_step_37_see_the_images_of_one(lmdb_folder):
+    config = INPUTS["resnet"]
+    (whole,) = take(lmdb_folder, training(config, step=37), 1, config=config)
+    ranks = [take(lmdb_folder, training(config, step=37, world=4, rank=r), 1, 2, config=config)[0] for r in range(4)]
+    assert torch.equal(torch.cat([images for images, _, _ in ranks]), whole[0])
+    assert torch.equal(torch.cat([labels for _, labels, _ in ranks]), whole[1])
+
+
+def test_the_crop_grows_with_the_epochs_and_the_order_stays(lmdb_folder):
+    config = INPUTS["growing"]
+    growing, steady = take(lmdb_folder, training(config), 8, config=config), take(lmdb_folder, training(), 8)
+    assert [images.shape[-1] for images, _, _ in growing] == [40, 40, 40, 64, 64, 64, 64, 64]  # 23 images are 2.9 batches
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(growing, steady, strict=True))
+
+
+def test_jittered_images_are_float16_and_leave_the_range_of_a_byte(lmdb_folder):
+    config = INPUTS["resnet"]
+    images = torch.cat([images for images, _, _ in take(lmdb_folder, training(config), 6, config=config)])
+    assert (images.dtype, images.shape[1:]) == (torch.float16, (3, 80, 80))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert images.min() < 0
+    assert images.max() > 255
+
+
+def test_validation_that_keeps_the_aspect_is_pillows_shorter_side_and_centre_crop(lmdb_folder):
+    config = replace(SIZE, resize_mode="short")
+    ((images, _, _),) = take(lmdb_folder, validation(config, batch=23), 1, batch=23, config=config)
+    for (data, _), image in zip(map(open_records(lmdb_folder).__getitem__, range(23)), images, strict=True):
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        width, height = (side * 88 // min(picture.size) for side in picture.size)
+        left, top = (width - 80) // 2, (height - 80) // 2
+        wanted = picture.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + 80, top + 80))
+        assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted)).mean() < 0.5
+
+
+@pytest.mark.parametrize("config", INPUTS.values(), ids=INPUTS)
+def test_files_and_records_give_the_same_augmented_images(images, lmdb_folder, config, tmp_path, monkeypatch):
+    """The sizes that area crops need come from index.npy there and from the files' headers here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for path in (images, lmdb_folder):
+        records = open_records(path)
+        with Image.open(io.BytesIO(records[7][0])) as picture:
+            assert records.sizes[7].tolist() == list(picture.size[::-1])
+    assert [x.shape for x, _, _ in take(images, training(config), 4, config=config)] == [
+        x.shape for x, _, _ in take(lmdb_folder, training(config), 4, config=config)
+    ]
+
+
+def test_the_sizes_of_files_are_read_once(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sizes = open_records(images).sizes
+    assert [path.suffix for path in (tmp_path / "fastirv2").iterdir()] == [".npy"]
+    monkeypatch.setattr("fastirv2.data.file_sizes.upright_size", lambda _: pytest.fail("read again"))
+    assert np.array_equal(open_records(images).sizes, sizes)
+
+
+def test_blocks_of_neighbours_stay_together_and_every_record_comes_once(lmdb_folder):
+    records = open_records(lmdb_folder)
+    order = TrainOrder(records, SIZE, seed=5, global_batch=23, world=1, rank=0, parts=1, step=0, block=4)
+    first, second = order().numbers.tolist(), order().numbers.tolist()
+    assert sorted(first) == sorted(second) == list(range(23))
+    assert first != second
+    for numbers in (first, second):
+        starts = [number for number in numbers if number % 4 == 0]
+        assert [number for start in starts for number in range(start, min(start + 4, 23))] == numbers
+
+
+def test_the_storage_is_told_of_records_before_they_are_due(lmdb_folder):
+    records, told = open_records(lmdb_folder), []
+    advise = records.read_ahead
+    records.read_ahead = lambda numbers: (told.append(numbers.tolist()), advise(numbers))
+    config = replace(SIZE, prefetch=1, read_ahead=3)
+    loader = Loader(records, training(config)(records), config, batch=8, device=CPU, local_world=1)
+    for _ in range(5):
+        next(loader)
+    loader._reader.submit(lambda: None).result()
+    loader.close()
+    assert len(told) >= 5 + 3
+    assert told == [sampler.batch(5, step, 23, 8, 1, 0).tolist() for step in range(len(told))]
 
 
 def test_dalis_caffe_reader_gives_the_same_images_and_labels(lmdb_folder):
@@ -114,7 +222,7 @@ def test_dalis_caffe_reader_gives_the_same_images_and_labels(lmdb_folder):
         warped = fn.resize(decoded, size=(88, 88))
         pipeline.set_outputs(fn.crop(warped, crop=(80, 80), crop_pos_x=0.5, crop_pos_y=0.5), labels)
     images, labels = (np.asarray(output.as_tensor()) for output in pipeline.run())
-    ours = take(lmdb_folder, ValidationOrder(23, SIZE, batch=23, world=1, rank=0), 1, batch=23)[0]
+    ours = take(lmdb_folder, validation(batch=23), 1, batch=23)[0]
     assert ours[1].tolist() == labels.ravel().tolist()
     assert np.abs(ours[0].permute(0, 2, 3, 1).numpy().astype(int) - images).max() <= 1
 
@@ -123,7 +231,7 @@ def test_an_image_that_cannot_be_decoded_is_named(images, tmp_path):
     copy = shutil.copytree(images, tmp_path / "images")
     (copy / "dog/03.jpg").write_bytes(b"\xff\xd8 this is no JPEG")
     with pytest.raises(DataError, match=r"dog/03\.jpg cannot be decoded .*fastirv2-build-lmdb"):
-        take(copy, ValidationOrder(23, SIZE, batch=8, world=1, rank=0), 3)
+        take(copy, validation(), 3)
 
 
 def test_a_crop_larger_than_the_image_is_refused():
@@ -133,8 +241,8 @@ def test_a_crop_larger_than_the_image_is_refused():
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_pixels_of_the_cpu(lmdb_folder):
-    on_cpu = take(lmdb_folder, train_order(23), 3)
-    on_gpu = take(lmdb_folder, train_order(23), 3, device=torch.device("cuda", 0))
+    on_cpu = take(lmdb_folder, training(), 3)
+    on_gpu = take(lmdb_folder, training(), 3, device=torch.device("cuda", 0))
     for (a, labels_a, _), (b, labels_b, _) in zip(on_cpu, on_gpu, strict=True):
         assert b.is_cuda
         assert b.is_contiguous(memory_format=torch.channels_last)
@@ -147,12 +255,12 @@ def test_a_gpu_gives_the_pixels_of_the_cpu(lmdb_folder):
 @pytest.mark.gpu
 def test_a_gpu_batch_stays_whole_while_kernels_read_it(lmdb_folder):
     device = torch.device("cuda", 0)
-    loader = Loader(open_records(lmdb_folder), train_order(23), SIZE, batch=8, device=device, local_world=1)
+    loader = loading(lmdb_folder, training(), device=device)
     sums = []
     for _ in range(30):
         images, _, _ = next(loader)
         torch.cuda._sleep(2_000_000)  # the host runs ahead of the kernels that read the batch
         sums.append(images.sum())
     loader.close()
-    want = [int(images.sum()) for images, _, _ in take(lmdb_folder, train_order(23), 30, device=device)]
+    want = [int(images.sum()) for images, _, _ in take(lmdb_folder, training(), 30, device=device)]
     assert [int(s) for s in sums] == want

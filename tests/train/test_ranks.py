@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fastirv2 import models
-from fastirv2.data.loader import InputConfig, Loader, ValidationOrder
+from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
+from fastirv2.data.samples import InputConfig, ValidationOrder
 from fastirv2.training.engine import unit
 from tests.train.conftest import assert_done, latest, metrics, wait_for_line
 
@@ -112,7 +113,7 @@ def test_what_two_ranks_validate_is_the_network_of_the_checkpoint(trainer, tmp_p
     (line,) = metrics(tmp_path / "run", "val")
     model = models.create("paper", 2).double().eval()
     model.load_state_dict(latest(tmp_path / "run")["model"])
-    order = ValidationOrder(23, SIZE, batch=23, world=1, rank=0)
+    order = ValidationOrder(open_records(trainer.data), SIZE, batch=23, world=1, rank=0)
     loader = Loader(open_records(trainer.data), order, SIZE, batch=23, device=torch.device("cpu"), local_world=1)
     images, labels, _ = next(loader)
     with torch.inference_mode():

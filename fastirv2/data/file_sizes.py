@@ -1,0 +1,68 @@
+"""The sizes of images in files, from their headers: read side by side, once, and kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+
+from fastirv2.data.image_size import upright_size
+from fastirv2.errors import DataError
+from fastirv2.files import cache_folder, write_file
+
+_HEAD_BYTES = 1 << 16  # in which most headers lie, thumbnails and colour profiles included
+_THREADS = 16  # that wait for the storage at once
+_SECONDS_A_LINE = 10
+
+
+def read_sizes(path: Callable[[int], str], count: int, digest: str) -> np.ndarray:
+    """Return the upright height and width in pixels of each of `count` images, uint16 (count, 2).
+
+    Args:
+        path: the file of an image by its number.
+        count: how many images there are.
+        digest: of names and lengths of the files; the sizes are kept under it.
+
+    Raises:
+        DataError: a file cannot be read, or holds no image.
+    """
+    kept = cache_folder() / f"sizes-{digest[:24]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        sizes = np.load(kept, allow_pickle=False)
+        if sizes.shape == (count, 2) and sizes.dtype == np.uint16:
+            return sizes
+    sizes = np.empty((count, 2), np.uint16)
+    said = time.monotonic()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        numbers = iter(range(count))
+        while block := list(islice(numbers, 64 * _THREADS)):
+            sizes[block[0] : block[-1] + 1] = list(threads.map(lambda number: _size(path(number)), block))
+            if time.monotonic() - said >= _SECONDS_A_LINE:
+                said = time.monotonic()
+                print(f"reading the images' sizes: {block[-1] + 1:,} of {count:,}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        write_file(kept, lambda stream: np.save(stream, sizes))
+    return sizes
+
+
+def _size(path: str) -> tuple[int, int]:
+    """Return height and width of one image."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(_HEAD_BYTES)
+            try:
+                width, height = upright_size(head)
+            except ValueError:
+                width, height = upright_size(head + file.read())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} holds {error}; remove it, or build an LMDB with fastirv2-build-lmdb") from error
+    if max(width, height) > 65_535:
+        raise DataError(f"{path} is {width:,} × {height:,} pixels; at most 65,535 a side can be read")
+    return height, width

@@ -1,0 +1,201 @@
+"""Which records make up a batch, and what is drawn for each: the orders of training and of validation."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from fastirv2.data import colour, sampler
+from fastirv2.data.augment import Windows, area_crops, centre_crops, random_crops
+from fastirv2.data.dataset import Records
+from fastirv2.errors import DataError, UsageError
+
+LARGEST_RESIZE = 4096  # pixels a side
+_TRIES = {"resnet": 10, "inception": 100}  # fb.resnet.torch's, and TF-slim's max_attempts
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What becomes of an image before the network sees it, and what may work on it."""
+
+    resize: int = 328
+    """Side in pixels that images are resized to before they are cropped; in training, where --input.augment is crop."""
+    resize_mode: Literal["warp", "short"] = "warp"
+    """Both sides to --input.resize, or only the shorter one, which keeps the aspect."""
+    crop: int = 299
+    """Side in pixels of the crop: random in training, central in validation."""
+    augment: Literal["crop", "resnet", "inception"] = "crop"
+    """In training: crop and mirror; or area crop, colours, mirror as fb.resnet.torch or TF-slim's inception have them."""
+    normalise: Literal["unit", "imagenet"] = "unit"
+    """Colours to -1 … 1, or less ImageNet's mean and divided by its standard deviation."""
+    sizes: tuple[str, ...] = ()
+    """The crop in training by epoch, as 1:192 31:299; --input.resize follows in proportion. Empty: --input.crop throughout."""
+    threads: int = 0
+    """Host threads of a rank's input pipeline; 0: its share of the processors it may use."""
+    prefetch: int = 2
+    """Batches made ahead."""
+    read_ahead: int = 4
+    """Batches of an LMDB that the kernel is asked to read before they are due."""
+    hw_decoder_load: float = 0.65
+    """Share of a batch that goes to a GPU's JPEG engines; 0 makes pixels repeat exactly."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise UsageError(f"--input.crop {self.crop} must lie between 1 and --input.resize {self.resize}")
+        if self.resize > LARGEST_RESIZE:
+            raise UsageError(f"--input.resize {self.resize} is beyond all use; at most {LARGEST_RESIZE} pixels")
+        if self.threads < 0 or self.prefetch < 1 or self.read_ahead < 0 or not 0 <= self.hw_decoder_load <= 1:
+            raise UsageError(
+                "input: threads and read-ahead must not be negative, prefetch at least 1, hw-decoder-load between 0 and 1; "
+                f"got {self.threads}, {self.read_ahead}, {self.prefetch}, {self.hw_decoder_load}"
+            )
+        self.stages()
+
+    @property
+    def interpolation(self) -> Literal["linear", "cubic"]:
+        """The filter that images are resized with: fb.resnet.torch's is bicubic."""
+        return "cubic" if self.augment == "resnet" else "linear"
+
+    def stages(self) -> list[tuple[int, int, int]]:
+        """Return (first epoch, resize, crop) of each stage of training, in order; raises UsageError for nonsense."""
+        stages = []
+        for text in self.sizes:
+            stage = re.fullmatch(r"(\d{1,6}):(\d{1,4})", text, re.ASCII)
+            if not stage:
+                raise UsageError(f"--input.sizes {text} is not EPOCH:CROP, as in 1:192 31:299")
+            epoch, crop = int(stage[1]), int(stage[2])
+            stages.append((epoch, max(crop, round(crop * self.resize / self.crop)), crop))
+        epochs = [epoch for epoch, _, _ in stages]
+        if stages and (epochs[0] != 1 or sorted(set(epochs)) != epochs or not all(crop for _, _, crop in stages)):
+            raise UsageError(f"--input.sizes {' '.join(self.sizes)}: the epochs must rise from 1, and no crop may be 0")
+        return stages or [(1, self.resize, self.crop)]
+
+
+class Fed(NamedTuple):
+    """The records of one batch, int64 (B,), their windows, the side in pixels of the output, how many of the B are no
+    padding, and what was drawn for their colours."""
+
+    numbers: np.ndarray
+    windows: Windows
+    crop: int
+    valid: int
+    colours: tuple[np.ndarray, ...] = ()
+
+
+class Order(Protocol):
+    """Batches in their order, without end; `colours` names what is drawn for their colours."""
+
+    colours: Literal["none", "jitter", "distortion"]
+
+    def __call__(self) -> Fed:
+        """Return the next batch."""
+
+
+class TrainOrder:
+    """The batches of one rank from an optimizer step on, without end: `parts` passes of equal size a step."""
+
+    def __init__(
+        self,
+        records: Records,
+        config: InputConfig,
+        *,
+        seed: int,
+        global_batch: int,
+        world: int,
+        rank: int,
+        parts: int,
+        step: int,
+        block: int = 1,
+    ) -> None:
+        self._where = (global_batch, world, rank)
+        self._config, self._seed, self._count, self._parts, self._block = config, seed, len(records), parts, block
+        self._sizes = records.sizes if config.augment != "crop" or config.resize_mode == "short" else None
+        self._stages = config.stages()
+        self._step, self._pending = step, deque[Fed]()
+        self.colours = {"crop": "none", "resnet": "jitter", "inception": "distortion"}[config.augment]
+
+    def __call__(self) -> Fed:
+        """Return the next batch."""
+        if not self._pending:
+            self._pending.extend(self._draw(self._step))
+            self._step += 1
+        return self._pending.popleft()
+
+    def _draw(self, step: int) -> list[Fed]:
+        """Draw a step's share of this rank."""
+        numbers = sampler.batch(self._seed, step, self._count, *self._where, block=self._block)
+        epochs = sampler.positions(step, *self._where) // self._count
+        first_epoch = step * self._where[0] // self._count  # of the global batch, which has one size on all ranks
+        resize, crop = next(stage[1:] for stage in reversed(self._stages) if stage[0] <= first_epoch + 1)
+        windows = self._windows(epochs, numbers, resize, crop)
+        draw = {"none": lambda *_: (), "jitter": colour.jitter, "distortion": colour.distortion}[self.colours]
+        arrays = (numbers, windows.start, windows.end, *draw(self._seed, epochs, numbers))
+        parts = zip(*(np.split(array, self._parts) for array in arrays), strict=True)
+        return [Fed(part, Windows(start, end), crop, len(part), tuple(drawn)) for part, start, end, *drawn in parts]
+
+    def _windows(self, epochs: np.ndarray, numbers: np.ndarray, resize: int, crop: int) -> Windows:
+        """Draw the windows of some samples."""
+        sizes = self._sizes[numbers] if self._sizes is not None else None
+        if self._config.augment == "crop":
+            return random_crops(self._seed, epochs, numbers, resize, crop, sizes)
+        tries = _TRIES[self._config.augment]
+        if self._config.augment == "resnet":
+            return area_crops(self._seed, epochs, numbers, sizes, smallest=0.08, tries=tries)
+        return area_crops(self._seed, epochs, numbers, sizes, smallest=0.05, tries=tries, swap=False, whole=True)
+
+
+class ValidationOrder:
+    """The batches of one rank over all records in order, padded to one shape; after the last it begins again."""
+
+    colours: Literal["none"] = "none"
+
+    def __init__(self, records: Records, config: InputConfig, *, batch: int, world: int, rank: int) -> None:
+        self.steps = sampler.steps_in_validation(len(records), batch, world)
+        self._where = (len(records), batch, world, rank)
+        self._config = config
+        self._sizes = records.sizes if config.resize_mode == "short" else None
+        self._step = 0
+
+    def __call__(self) -> Fed:
+        """Return the next batch."""
+        numbers, valid = sampler.validation_batch(self._step, *self._where)
+        self._step = (self._step + 1) % self.steps
+        sizes = self._sizes[numbers] if self._sizes is not None else None
+        windows = centre_crops(len(numbers), self._config.resize, self._config.crop, sizes)
+        return Fed(numbers, windows, self._config.crop, valid)
+
+
+def check_input(records: Records, config: InputConfig, *, training: bool) -> list[str]:
+    """Return what is lost when records as they are stored become this input: a sentence each.
+
+    Raises:
+        DataError: the input would be something else than its options say.
+    """
+    sentences = []
+    area = training and config.augment != "crop"
+    for stored in records.resizes:
+        sides = [int(side) for side in stored.removeprefix("short:").split("x") if side.isdigit()]
+        built = f"{records.path} was built with --resize {stored}"
+        if "x" in stored and config.resize_mode == "short" and not area:
+            raise DataError(
+                f"{built}, so that the aspect of its images is lost, which --input.resize-mode short is there to keep; build "
+                "it with --resize none or short:N, or train with --input.resize-mode warp"
+            )
+        if "x" in stored and area:
+            sentences.append(
+                f"{built}, so that the aspect of its images is lost: the area crops of --input.augment {config.augment} are "
+                "distorted by as much; build it with --resize none or short:N"
+            )
+        needed = config.crop if area else config.resize
+        if sides and min(sides) < needed:
+            sentences.append(
+                f"{built}: its images are enlarged to {needed} pixels; build it with at least {needed}, or train with a "
+                f"smaller --input.{'crop' if area else 'resize'}"
+            )
+    if len(records.resizes) > 1:
+        sentences.append(f"{records.path} joins LMDBs built with different --resize: {' and '.join(records.resizes)}")
+    return sentences
