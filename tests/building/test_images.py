@@ -111,6 +111,22 @@ def test_verifying_at_an_eighth_finds_what_a_full_decode_finds():
     assert found > 30
 
 
+def test_what_a_flipped_bit_leaves_over_is_not_taken_for_padding():
+    data = jpeg(200, 150)
+    random = np.random.default_rng(0)
+    noticed = 0
+    for _ in range(600):
+        broken = bytearray(data)
+        broken[random.integers(data.index(b"\xff\xda") + 14, len(data) - 2)] ^= 1 << int(random.integers(8))
+        try:
+            simplejpeg.decode_jpeg(bytes(broken))
+        except ValueError as error:
+            noticed += "extraneous bytes before marker 0xd9" in str(error)
+            with pytest.raises(BadImageError):
+                kept(bytes(broken))
+    assert noticed > 30
+
+
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 def test_other_formats_become_baseline_rgb_jpegs(file_format):
     data = encoded(pixels(), file_format)
@@ -219,6 +235,7 @@ def test_the_job_answers_with_a_datum_or_a_reason(tmp_path):
     assert good.value[good.header : good.header + good.length] == jpeg()
     assert (bad.value, bad.reason) == (None, "Premature end of JPEG file")
     assert (absent.value, absent.reason) == (None, "cannot be read: No such file or directory")
+    assert (good.read, bad.read, absent.read) == (len(jpeg()), len(jpeg()) - 2, 0)
 
 
 def test_a_place_is_a_range_of_a_file(tmp_path):
