@@ -112,7 +112,7 @@ def build(options: Options) -> str:
     part = options.slice()
     out = Path(os.path.abspath(options.out))
     check_out(out, overwrite=options.overwrite)
-    source = open_source(options.source, options.root, options.classes, *([options.val_labels] if options.val_labels else []))
+    source = open_source(options.source, options.root, options.classes, options.val_labels)
     if os.path.isdir(options.source) and out.is_relative_to(os.path.abspath(options.source)):
         raise DataError(f"{options.out} lies inside of SOURCE, which would become a class; choose an OUT elsewhere")
     order = stored_order(len(source), options.seed, options.limit, part)
@@ -186,13 +186,13 @@ def append_all(writer: RecordWriter, source: Source, order: np.ndarray, job: Pre
             )
 
         count = min(workers, len(left))
-        modules = ("tyro", *getattr(job, "modules", ()))  # tyro: a worker loads this file too
+        modules = ("tyro", *job.modules)  # tyro: a worker loads this file too
         with Workers(job, count, modules=modules, weigh=stored_bytes, on_death=replaced) as pool:
             for results in pool.map(tasks):
                 for result in results:
                     position = next(positions)
                     writer.add(source.names[position], int(source.labels[position]), result)
-                    read += getattr(result, "read", 0)
+                    read += result.read
                 progress.show(writer.done, writer.rejected, read)
         writer.commit()
 

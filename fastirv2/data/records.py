@@ -71,7 +71,7 @@ def open_records(path: str | os.PathLike[str]) -> Records:
     if os.path.exists(os.path.join(path, "data.mdb")):
         return CaffeRecords(path)
     source = open_source(path)
-    if getattr(source, "packed", False):
+    if source.packed:
         raise DataError(f"{path}: images in tars are not read in training; build an LMDB of them with fastirv2-build-lmdb")
     return FileRecords(path, source)
 

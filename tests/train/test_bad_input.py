@@ -87,7 +87,7 @@ def test_an_image_that_only_other_programs_decode_is_named(trainer, images, tmp_
 
 def test_a_data_mdb_or_a_tar_is_not_read_as_a_list(trainer, lmdb_folder, tmp_path):
     refused = one_sentence(trainer(tmp_path / "run", train=lmdb_folder / "data.mdb"), 65)
-    assert "data.mdb is no text file, but a list has lines of 'path label'; give the folder of an LMDB" in refused
+    assert "data.mdb, line 1 is no text; give the folder of an LMDB" in refused
 
 
 def test_a_run_folder_that_cannot_be_used(trainer, tmp_path):
