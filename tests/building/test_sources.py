@@ -1,6 +1,8 @@
+import os
+import socket
+
 import pytest
 
-from fastirv2.building.lists import read_classes
 from fastirv2.building.sources import open_source
 from fastirv2.errors import DataError, UsageError
 
@@ -10,13 +12,6 @@ def files(folder, *names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"image")
     return str(folder)
-
-
-def listing(folder, text, *names):
-    folder.mkdir(parents=True, exist_ok=True)
-    files(folder, *names)
-    (folder / "list.txt").write_text(text)
-    return str(folder / "list.txt")
 
 
 def test_labels_are_the_class_folders_sorted_by_name(tmp_path):
@@ -76,11 +71,6 @@ def test_a_classes_file_that_does_not_fit_is_refused(tmp_path, text, message):
         open_source(folder, classes_file=str(tmp_path / "classes"))
 
 
-def test_classes_files_of_windows_are_read(tmp_path):
-    (tmp_path / "classes").write_bytes(b"ant\r\nowl\r\n\r\n")
-    assert read_classes(str(tmp_path / "classes")) == ["ant", "owl"]
-
-
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -99,57 +89,48 @@ def test_a_path_that_does_not_exist_is_refused(tmp_path):
         open_source(str(tmp_path / "absent"))
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path))])
+def test_a_pipe_or_socket_is_refused(tmp_path, make):
+    make(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is a device, pipe or socket, which cannot be read twice"):
+        open_source(str(tmp_path / "pipe"))
+
+
+def test_a_source_below_a_file_or_in_a_circle_of_links_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    for name, reason in (("file/train", "Not a directory"), ("circle", "Too many levels of symbolic links")):
+        with pytest.raises(DataError, match=f"{name} cannot be read: {reason}"):
+            open_source(str(tmp_path / name))
+
+
+def test_links_that_lead_nowhere_are_images_which_the_build_rejects(tmp_path):
+    folder = files(tmp_path, "a/1.jpg")
+    (tmp_path / "a/circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "a/gone.jpg").symlink_to("gone")
+    assert list(open_source(folder).names) == ["a/1.jpg", "a/circle.jpg", "a/gone.jpg"]
+
+
 def test_root_goes_with_lists_only(tmp_path):
     with pytest.raises(UsageError, match="--root"):
         open_source(files(tmp_path, "a/1.jpg"), root="/")
-
-
-def test_a_list_is_split_at_the_last_white_space(tmp_path):
-    source = open_source(listing(tmp_path, "a b/1 2.jpg  3\n\nplain.jpg\t0\r\n", "a b/1 2.jpg", "plain.jpg"))
-    assert (list(source.names), source.labels.tolist()) == (["a b/1 2.jpg", "plain.jpg"], [3, 0])
-    assert source.classes == ["0", "1", "2", "3"]
-    assert source.place(0).read() == b"image"
-
-
-def test_a_list_is_relative_to_root_or_absolute(tmp_path):
-    files(tmp_path / "images", "1.jpg", "2.jpg")
-    path = listing(tmp_path / "lists", f"1.jpg 0\n{tmp_path}/images/2.jpg 1\n")
-    source = open_source(path, root=str(tmp_path / "images"))
-    assert [source.place(i).read() for i in range(2)] == [b"image"] * 2
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("1.jpg 0\n2.jpg 1\n", "line 2: there is no file .*2.jpg"),
-        ("1.jpg 0\n\n1.jpg one\n", "line 3: the label 'one' is no integer"),
-        ("1.jpg 1.0\n", "line 1: the label '1.0' is no integer"),
-        ("1.jpg -1\n", "line 1: the label -1 is not between 0 and"),
-        ("1.jpg 4294967296\n", "line 1: the label 4294967296 is not between 0 and"),
-        ("1.jpg\n", "line 1: '1.jpg' is no 'path label'"),
-        ("\n\n", "lists no images"),
-        (". 0\n", "line 1: there is no file"),
-    ],
-)
-def test_a_faulty_list_is_refused_with_the_number_of_its_line(tmp_path, text, message):
-    with pytest.raises(DataError, match=message):
-        open_source(listing(tmp_path, text, "1.jpg"))
-
-
-def test_a_label_beyond_the_classes_file_is_refused(tmp_path):
-    path = listing(tmp_path, "1.jpg 0\n1.jpg 2\n", "1.jpg")
-    (tmp_path / "classes").write_text("ant\nowl\n")
-    with pytest.raises(DataError, match="line 2: label 2 is not among the 2 names"):
-        open_source(path, classes_file=str(tmp_path / "classes"))
 
 
 def test_a_digest_tells_sources_apart_wherever_they_lie(tmp_path):
     one = open_source(files(tmp_path / "one", "a/1.jpg", "b/2.jpg"))
     same = open_source(files(tmp_path / "two", "a/1.jpg", "b/2.jpg"))
     other = open_source(files(tmp_path / "three", "a/1.jpg", "b/3.jpg"))
-    relabelled = open_source(listing(tmp_path / "one", "a/1.jpg 1\nb/2.jpg 0\n"))
+    (tmp_path / "one/list.txt").write_text("a/1.jpg 1\nb/2.jpg 0\n")
+    relabelled = open_source(str(tmp_path / "one/list.txt"))
     assert one.digest() == same.digest()
     assert len({source.digest() for source in (one, other, relabelled)}) == 3
+
+
+def test_the_digest_is_that_of_earlier_versions(tmp_path):
+    """A build that one of them began goes on only if it is."""
+    folder = files(tmp_path / "source", "b/1.jpg", "a/ü.jpg")
+    digest = "b6d668c7aacda086af143b7778fc38b77de993f2e610a5d21d6ffaf05e2ecd72"
+    assert open_source(folder).digest() == digest
 
 
 def test_names_that_are_no_utf8_are_taken(tmp_path):

@@ -189,6 +189,12 @@ def test_devices_are_no_images_and_paths_begin_at_the_top(tmp_path):
     assert list(source.names) == ["a/1.jpg", "b/2.jpg"]
 
 
+def test_folders_are_walked_however_deep_they_are(tmp_path):
+    deep = "/".join(["d"] * 5000)
+    source = open_source(str(tar_of(tmp_path / "t.tar", (f"a/{deep}/1.jpg", b"1"), ("b/2.jpg", b"2"))))
+    assert list(source.names) == [f"a/{deep}/1.jpg", "b/2.jpg"]
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
