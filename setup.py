@@ -18,7 +18,7 @@ REQUIRED = [
     "tyro",
     "safetensors",
     "simplejpeg",  # libjpeg-turbo, to verify and re-encode while an LMDB is built
-    "jpeglib",  # libjpeg's coefficients, to code progressive JPEGs anew without loss
+    "jpeglib>=1.0.2,<1.1",  # libjpeg's coefficients, to code progressive JPEGs anew without loss
     "pillow",
     "matplotlib",
     "tomli-w",  # the standard library reads TOML and does not write it

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
-import simplejpeg
 
-from fastirv2.building.images import BadImageError, verify_jpeg
+from fastirv2.building.jpeg import BadImageError, read_frame, verify_jpeg
 from fastirv2.building.partial import partial_folder
 from fastirv2.building.sources import Place
 from fastirv2.building.workers import WorkerDiedError, Workers
@@ -44,10 +43,11 @@ class Verifier:
         """Decode one stored image."""
         data = image.place.read()
         try:
-            verify_jpeg(data, "CMYK" if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK") else "GRAY")
-            height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        except (BadImageError, ValueError) as error:
+            frame = read_frame(data)
+            verify_jpeg(data, "CMYK" if len(frame.sampling) == 4 else "GRAY")
+        except BadImageError as error:
             return f"does not decode: {error}"
+        width, height = frame.width, frame.height
         if (width, height) != (image.width, image.height):
             return f"is {width} × {height} pixels, but the index says {image.width} × {image.height}"
         return ""
