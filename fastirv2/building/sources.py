@@ -18,6 +18,7 @@ from fastirv2.errors import DataError, UsageError
 __all__ = ["Place", "Source", "open_source"]
 
 _IMAGES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
 def open_source(path: str, root: str | None = None, classes_file: str | None = None, val_labels: str | None = None) -> Source:
@@ -103,10 +104,19 @@ def _open_folder(path: str, folder: Folder, classes: list[str] | None, val_label
         return open_class_tars(path, contents, classes, packed=packed)
     if contents.folders:
         return open_class_folders(path, contents, classes, packed=packed)
-    if not contents.files:
-        raise DataError(f"{path} holds no images: it is empty")
-    raise DataError(
-        f"{path} holds {len(contents.files):,} files but no class folders; put every class's images into a folder of its own, "
+    raise _no_classes(path, list(contents.files))
+
+
+def _no_classes(path: str, files: list[str]) -> DataError:
+    """Return what is to be done about a folder that holds files only."""
+    if not files:
+        return DataError(f"{path} holds no images: it is empty")
+    if compressed := next((name for name in files if name.lower().endswith(_COMPRESSED_TARS)), None):
+        return DataError(
+            f"{path} holds compressed tars, as {compressed}, in which no image can be found: decompress them first"
+        )
+    return DataError(
+        f"{path} holds {len(files):,} files but no class folders; put every class's images into a folder of its own, "
         "give a list of 'path label' lines, or, if these are validation images, their labels with --val-labels"
     )
 
@@ -115,5 +125,7 @@ def _refuse_val_labels(path: str, contents: Contents, tars: list[str]) -> None:
     """Raise UsageError where the labels are in the names already."""
     labelled = next((name for name, below in contents.folders.items() if holds_files(below)), None)
     if tars or labelled is not None:
-        kind = "class tars" if tars else f"folders with images, as {labelled}"
-        raise UsageError(f"--val-labels goes with images in one folder, but {path} holds {kind}; leave it out")
+        kind = f"tars, as {tars[0]}; give it" if tars else f"folders with images, as {labelled}; give that"
+        raise UsageError(
+            f"--val-labels goes with images in one folder, but {path} holds {kind} as SOURCE, or leave --val-labels out"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 
@@ -48,10 +49,12 @@ def members(tar: Place, title: str) -> Iterator[tarfile.TarInfo]:
     what is no run of bytes.
     """
     try:
-        descriptor = os.open(tar.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(tar.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
     except OSError as error:
         raise DataError(f"{title} cannot be read: {error.strerror}") from error
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DataError(f"{title} is no file, and so no tar; take it away")
         # the kernel would read on behind each header, which makes the whole tar of it
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         length = tar.length if tar.length is not None else os.fstat(descriptor).st_size - tar.offset

@@ -9,6 +9,8 @@ import pytest
 from fastirv2.building.sources import open_source
 from fastirv2.errors import DataError, UsageError
 
+from .samples import built
+from .samples import class_folders as photographs
 from .tar_samples import (
     CLASSES,
     NEEDS_TAR,
@@ -206,6 +208,7 @@ def test_folders_are_walked_however_deep_they_are(tmp_path):
         ([("a.tar", tar_bytes()), ("b/1.jpg", b"1")], "t.tar holds both class folders, as b, and class tars, as a.tar: take"),
         ([("1.jpg", b"1"), ("2.jpg", b"2")], "t.tar holds 2 files but no class folders; .* with --val-labels"),
         ([("val/1.jpg", b"1")], "t.tar holds 1 files but no class folders; .* with --val-labels"),
+        ([("a.tar.gz", b"\x1f\x8b"), ("b.tar.gz", b"\x1f\x8b")], "t.tar holds compressed tars, as a.tar.gz, in which no image"),
         ([("a.tar", b"text" * 1000)], "t.tar, class tar a.tar is damaged: what is at byte 512 is no header of a tar"),
         ([("a.tar", b"text")], "t.tar, class tar a.tar is cut off: it ends at byte 516"),
         ([("a.tar", b"")], "t.tar, class tar a.tar is cut off: it ends at byte 512"),
@@ -231,6 +234,20 @@ def test_a_class_tar_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "owl.tar").symlink_to("absent")
     with pytest.raises(DataError, match=r"owl.tar cannot be read: No such file or directory"):
         open_source(str(tmp_path))
+
+
+def test_a_pipe_among_the_class_tars_is_named_and_not_waited_for(tmp_path):
+    tar_of(tmp_path / "ant.tar", ("1.jpg", b"1"))
+    os.mkfifo(tmp_path / "owl.tar")
+    with pytest.raises(DataError, match=r"owl.tar is no file, and so no tar"):
+        open_source(str(tmp_path))
+
+
+def test_an_lmdb_of_a_tar_is_that_of_its_unpacked_folders(tmp_path):
+    folder = photographs(tmp_path / "train", {"ant": 4, "owl": 3})
+    tars = by_python(tmp_path / "train.tar", class_tars(tmp_path / "tars", folder))
+    packed, unpacked = (built(source, tmp_path / f"{source.name}.lmdb") for source in (tars, folder))
+    assert (packed / "data.mdb").read_bytes() == (unpacked / "data.mdb").read_bytes()
 
 
 def test_root_does_not_go_with_a_tar(tmp_path):
