@@ -102,7 +102,7 @@ def _open_folder(path: str, folder: Folder, classes: list[str] | None, val_label
         )
     if tars:
         return open_class_tars(path, contents, classes, packed=packed)
-    if contents.folders:
+    if contents.folders and not (contents.files and _labelled(contents) is None):
         return open_class_folders(path, contents, classes, packed=packed)
     raise _no_classes(path, list(contents.files))
 
@@ -123,9 +123,14 @@ def _no_classes(path: str, files: list[str]) -> DataError:
 
 def _refuse_val_labels(path: str, contents: Contents, tars: list[str]) -> None:
     """Raise UsageError where the labels are in the names already."""
-    labelled = next((name for name, below in contents.folders.items() if holds_files(below)), None)
+    labelled = _labelled(contents)
     if tars or labelled is not None:
         kind = f"tars, as {tars[0]}; give it" if tars else f"folders with images, as {labelled}; give that"
         raise UsageError(
             f"--val-labels goes with images in one folder, but {path} holds {kind} as SOURCE, or leave --val-labels out"
         )
+
+
+def _labelled(contents: Contents) -> str | None:
+    """Return the first of the folders that holds a file, None when all are empty."""
+    return next((name for name, below in contents.folders.items() if holds_files(below)), None)

@@ -142,6 +142,11 @@ def test_images_without_labels_need_them_or_class_folders(folder, tmp_path):
         assert "--val-labels" in refusal(path)
 
 
+def test_an_empty_subfolder_makes_no_class_folders_of_images(folder):
+    (folder / "thumbnails").mkdir()
+    assert "holds 7 files but no class folders" in refusal(folder)
+
+
 def test_labels_beside_what_has_labels_are_wrong_usage(folder, tmp_path):
     lines = labels(folder, SYNSETS)
     train = class_folders(tmp_path / "train", {"ant": ["deep/1.jpg"], "owl": ["2.jpg"]})
