@@ -185,12 +185,12 @@ def show_sizes(sizes: dict[str, Any]) -> None:
 
 
 def measure(folder: Path, options: Options) -> dict[str, Any]:
-    """Measure speed and sizes, and print them."""
+    """Measure speed and sizes."""
     workers = options.workers or available_cpus()
     sources = make_sources(folder, options, workers)
     count, out = max(sources), folder / "out"
     sizes = measure_sizes(sources[count], out, options, workers)
-    result = {
+    return {
         "what": __doc__,
         "images": count,
         "source": str(options.source) if options.source else "synthetic",
@@ -200,9 +200,6 @@ def measure(folder: Path, options: Options) -> dict[str, Any]:
         "speed": measure_speed(sources, out, options.rounds, workers),
         "sizes": sizes,
     }
-    show_speed(result)
-    show_sizes(sizes)
-    return result
 
 
 def main(arguments: list[str]) -> None:
@@ -210,8 +207,13 @@ def main(arguments: list[str]) -> None:
     options = tyro.cli(Options, prog="bench_data.py --build", args=arguments, description=__doc__)
     with tempfile.TemporaryDirectory(prefix="bench_build-") as folder:
         if options.memory:
-            memory = {"images": options.images or 200_000, "lines": options.lines, "workers": options.workers}
-            result = bench_memory.measure(Path(folder), **memory)
+            images = options.images or 200_000
+            result = bench_memory.measure(Path(folder), images, options.lines, options.workers or available_cpus())
         else:
             result = measure(Path(folder), options)
-    write_json(options.json, result)
+    write_json(options.json, result)  # first: whoever reads what is printed may leave before the end
+    if options.memory:
+        bench_memory.show(result)
+    else:
+        show_speed(result)
+        show_sizes(result["sizes"])

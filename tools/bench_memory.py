@@ -18,7 +18,6 @@ from typing import Any
 from photographs import link_files
 
 from fastirv2.errors import DataError
-from fastirv2.host import available_cpus
 
 TOOLS = Path(__file__).resolve().parent
 INTERVAL_SECONDS = 0.05
@@ -91,9 +90,8 @@ def write_list(path: Path, folder: Path, lines: int) -> None:
         stream.writelines(once[: lines % len(once)])
 
 
-def measure(folder: Path, images: int, lines: int, workers: int | None) -> dict[str, Any]:
-    """Build from `images` small images in class folders, and a part of a list of `lines`; print and return what each took."""
-    workers = workers or available_cpus()
+def measure(folder: Path, images: int, lines: int, workers: int) -> dict[str, Any]:
+    """Build from `images` small images in class folders, and a part of a list of `lines`; return what each took."""
     originals, distinct = folder / "photographs", min(DISTINCT, images)
     make = [sys.executable, TOOLS / "photographs.py", originals, "--images", str(distinct), "--side", str(SIDE)]
     subprocess.run([*make, "--workers", str(workers)], check=True)
@@ -109,14 +107,15 @@ def measure(folder: Path, images: int, lines: int, workers: int | None) -> dict[
     for name, (count, line) in runs.items():
         result[name] = {"built": count, **watch(line, folder / "log")}
         result[name]["images_per_second"] = count / result[name]["seconds"]
-        show(name, result[name])
     return result
 
 
-def show(name: str, figures: dict[str, Any]) -> None:
-    """Print what one build took."""
-    print(
-        f"{name:8} {figures['built']:9,} images in {figures['seconds']:.1f} s, {figures['images_per_second']:,.0f} images/s: "
-        f"at most {figures['peak_megabytes']:,.0f} MB in {figures['processes']} processes, "
-        f"{figures['largest_process_megabytes']:,.0f} MB the largest ({figures['samples']:,} samples)"
-    )
+def show(result: dict[str, Any]) -> None:
+    """Print what each build took."""
+    for name in ("folders", "list"):
+        figures = result[name]
+        print(
+            f"{name:8} {figures['built']:9,} images in {figures['seconds']:.1f} s, {figures['images_per_second']:,.0f} images/s: "
+            f"at most {figures['peak_megabytes']:,.0f} MB in {figures['processes']} processes, "
+            f"{figures['largest_process_megabytes']:,.0f} MB the largest ({figures['samples']:,} samples)"
+        )
