@@ -115,7 +115,8 @@ def show(result: dict[str, Any]) -> None:
     for name in ("folders", "list"):
         figures = result[name]
         print(
-            f"{name:8} {figures['built']:9,} images in {figures['seconds']:.1f} s, {figures['images_per_second']:,.0f} images/s: "
-            f"at most {figures['peak_megabytes']:,.0f} MB in {figures['processes']} processes, "
-            f"{figures['largest_process_megabytes']:,.0f} MB the largest ({figures['samples']:,} samples)"
+            f"{name:8} {figures['built']:9,} images in {figures['seconds']:.1f} s, "
+            f"{figures['images_per_second']:,.0f} images/s: at most {figures['peak_megabytes']:,.0f} MB "
+            f"in {figures['processes']} processes, {figures['largest_process_megabytes']:,.0f} MB the largest "
+            f"({figures['samples']:,} samples)"
         )
