@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 
+_CHOICES = 60  # that a sentence lists
+
 
 class UserError(Exception):
     """Something that the user can put right; the text says what is wrong, where, and what to do.
@@ -47,10 +49,13 @@ class StoppedError(UserError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or the list of choices when none is near."""
+    """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or the choices, the first of many, when none is near."""
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known are: {', '.join(known)}"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    more = f" and {len(known) - _CHOICES:,} more" if len(known) > _CHOICES else ""
+    return f"; known are: {', '.join(known[:_CHOICES])}{more}"
 
 
 def run_command(main: Callable[[], int | None], program: str) -> None:

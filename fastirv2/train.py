@@ -172,7 +172,7 @@ def build(prepared: Prepared, folder: Path, process: Process, console: Console, 
         block=config.data.block,
     )
     val_order = ValidationOrder(prepared.val, config.input, batch=plan.batch, world=plan.world, rank=process.rank)
-    shape = {"batch": plan.batch, "device": process.device, "local_world": process.local_world}
+    shape = {"batch": plan.batch, "device": process.device, "cpus": process.cpus}
     run = Run(
         plan=plan,
         process=process,

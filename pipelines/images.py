@@ -21,6 +21,7 @@ def image_pipeline(
     form: Literal["encoded", "files", "planes"],
     colours: Literal["none", "jitter", "distortion"],
     interpolation: Literal["linear", "cubic"],
+    whole: bool,
     hw_decoder_load: float,
 ) -> Pipeline:
     """Make the graph from `source`'s batches to images and labels.
@@ -42,6 +43,9 @@ def image_pipeline(
             raw images (3, height, width) in the order blue, green, red.
         colours: the graph of `colours.py` that the images go through; "jitter" and "distortion" take three arrays more.
         interpolation: the filter of the resize, antialiased.
+        whole: every image is stored at the size that windows are cut from, so that nothing is resized: windows are given in
+            pixels, as their top left corners int32 (batch, 2) and sizes int32 (batch, 2), (y, x), and by int32 (batch,) of
+            what is mirrored, in place of the window starts, ends and sizes above. Only what is cut out is decoded.
         hw_decoder_load: share of a batch that goes to a GPU's JPEG engines, 0 … 1; pixels repeat exactly only at 0.
 
     Returns:
@@ -62,9 +66,17 @@ def image_pipeline(
             no_copy=True,
             layout=["CHW" if form == "planes" else None, *[None] * (count - 1)],
         )
-        images = _on_device(stored, device_id) if form == "planes" else _decode(stored, form, decoder)
-        window = {"roi_start": start, "roi_end": end, "roi_relative": True}
-        images = fn.resize(images, size=size, interp_type=filters[interpolation], **window)
+        if whole:
+            corner, shape, mirrored = start, end, size
+            if form == "planes":
+                images = fn.slice(_on_device(stored, device_id), start=corner, shape=shape, axes=[1, 2])
+            else:
+                images = _decode_window(stored, form, decoder, corner, shape)
+            images = fn.flip(images, horizontal=mirrored)
+        else:
+            images = _on_device(stored, device_id) if form == "planes" else _decode(stored, form, decoder)
+            window = {"roi_start": start, "roi_end": end, "roi_relative": True}
+            images = fn.resize(images, size=size, interp_type=filters[interpolation], **window)
         if form == "planes":
             images = fn.transpose(images, perm=[1, 2, 0])
             images = fn.color_space_conversion(images, image_type=types.BGR, output_type=types.RGB)
@@ -78,6 +90,13 @@ def _decode(stored: DataNode, form: str, decoder: dict[str, Any]) -> DataNode:
     """Decode encoded images, or files of them."""
     encoded = fn.io.file.read(stored) if form == "files" else stored
     return fn.decoders.image(encoded, output_type=types.RGB, jpeg_fancy_upsampling=True, **decoder)
+
+
+def _decode_window(stored: DataNode, form: str, decoder: dict[str, Any], corner: DataNode, shape: DataNode) -> DataNode:
+    """Decode no more of encoded images, or files of them, than windows in whole pixels."""
+    encoded = fn.io.file.read(stored) if form == "files" else stored
+    window = {"start": corner, "shape": shape, "axes": [0, 1]}
+    return fn.decoders.image_slice(encoded, output_type=types.RGB, jpeg_fancy_upsampling=True, **window, **decoder)
 
 
 def _on_device(node: DataNode, device_id: int | None) -> DataNode:

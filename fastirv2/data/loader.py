@@ -15,7 +15,6 @@ from PIL import Image, UnidentifiedImageError
 from fastirv2.data.dataset import Records
 from fastirv2.data.samples import Fed, InputConfig, Order
 from fastirv2.errors import DataError
-from fastirv2.host import available_cpus
 from fastirv2.pipelines.images import decoding_error, image_pipeline
 
 
@@ -45,9 +44,9 @@ class Loader:
         *,
         batch: int,
         device: torch.device,
-        local_world: int,
+        cpus: int,
     ) -> None:
-        self.threads = config.threads or max(1, available_cpus() // local_world)
+        self.threads = config.threads or cpus
         self._records, self._order, self._device = records, order, device
         self._planned: deque[Fed] = deque()
         self._ahead = config.read_ahead
@@ -57,6 +56,8 @@ class Loader:
         self._used: deque[tuple[Batch, torch.cuda.Event]] = deque()
         self._clock = _GpuClock() if device.type == "cuda" else _HostClock()
         self._last: Batch | None = None
+        self._resize = config.resize
+        self._whole = _is_whole(records, order, config, device)
         self._pipeline = image_pipeline(
             self._feed,
             batch=batch,
@@ -66,6 +67,7 @@ class Loader:
             form=records.form,
             colours=order.colours,
             interpolation=config.interpolation,
+            whole=self._whole,
             hw_decoder_load=config.hw_decoder_load,
         )
         self._pipeline.build()
@@ -73,9 +75,8 @@ class Loader:
     def _feed(self) -> list[Any]:
         """Give the graph its next batch; it does not copy the arrays, so they are kept until the batch has come out."""
         fed = self._plan()
-        size = np.full((len(fed.numbers), 2), fed.crop, np.float32)
-        labels = self._records.labels[fed.numbers]
-        arrays = [self._records.feed(fed.numbers), fed.windows.start, fed.windows.end, size, labels, *fed.colours]
+        windows = _in_pixels(fed, self._resize) if self._whole else _as_shares(fed)
+        arrays = [self._records.feed(fed.numbers), *windows, self._records.labels[fed.numbers], *fed.colours]
         self._fed.append((fed, arrays))
         return arrays
 
@@ -138,6 +139,27 @@ class Loader:
         self._pipeline = None
         self._fed.clear()
         self._reader.shutdown(cancel_futures=True)
+
+
+def _is_whole(records: Records, order: Order, config: InputConfig, device: torch.device) -> bool:
+    """Return whether windows can be cut from images as they are stored: on a CPU that takes half of the time or less."""
+    warped = records.resizes == (f"{config.resize}x{config.resize}",) or (
+        records.form == "planes" and bool((records.sizes == config.resize).all())
+    )
+    return device.type == "cpu" and warped and order.cuts == {(config.resize, config.crop)}
+
+
+def _as_shares(fed: Fed) -> list[np.ndarray]:
+    """Return a batch's windows as shares of the image, and the sizes that they become."""
+    return [fed.windows.start, fed.windows.end, np.full((len(fed.numbers), 2), fed.crop, np.float32)]
+
+
+def _in_pixels(fed: Fed, resize: int) -> list[np.ndarray]:
+    """Return a batch's windows as corners and sizes in pixels of images of `resize`², and which of them are mirrored."""
+    left_top = np.minimum(fed.windows.start, fed.windows.end)
+    shape = np.full((len(fed.numbers), 2), fed.crop, np.int32)
+    mirrored = fed.windows.end[:, 1] < fed.windows.start[:, 1]
+    return [np.rint(left_top * resize).astype(np.int32), shape, mirrored.astype(np.int32)]
 
 
 def _undecodable(records: Records, number: int) -> str:

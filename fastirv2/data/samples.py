@@ -87,9 +87,14 @@ class Fed(NamedTuple):
 
 
 class Order(Protocol):
-    """Batches in their order, without end; `colours` names what is drawn for their colours."""
+    """Batches in their order, without end.
+
+    `colours` names what is drawn for their colours, `cuts` holds each (resize, crop) of windows that are whole pixels of a
+    warped image; it is empty where they are others.
+    """
 
     colours: Literal["none", "jitter", "distortion"]
+    cuts: set[tuple[int, int]]
 
     def __call__(self) -> Fed:
         """Return the next batch."""
@@ -116,6 +121,7 @@ class TrainOrder:
         self._sizes = records.sizes if config.augment != "crop" or config.resize_mode == "short" else None
         self._stages = config.stages()
         self._step, self._pending = step, deque[Fed]()
+        self.cuts = {stage[1:] for stage in self._stages} if self._sizes is None else set()
         self.colours = {"crop": "none", "resnet": "jitter", "inception": "distortion"}[config.augment]
 
     def __call__(self) -> Fed:
@@ -158,6 +164,7 @@ class ValidationOrder:
         self._where = (len(records), batch, world, rank)
         self._config = config
         self._sizes = records.sizes if config.resize_mode == "short" else None
+        self.cuts = {(config.resize, config.crop)} if self._sizes is None else set()
         self._step = 0
 
     def __call__(self) -> Fed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fastirv2.errors import DataError, UsageError, UserError
-from fastirv2.host import available_cpus
+from fastirv2.host import cpu_share
 
 T = TypeVar("T")
 _FAILED = "fastirv2/failed"
@@ -22,13 +23,14 @@ _FAILED = "fastirv2/failed"
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that torchrun started; a plain `python -m` is rank 0 of 1."""
+    """This process among those that torchrun started, and its share of the host's CPUs; `python -m` alone is rank 0 of 1."""
 
     rank: int
     world: int
     local_rank: int
     local_world: int
     device: torch.device
+    cpus: int = 1
 
     @property
     def first(self) -> bool:
@@ -51,12 +53,23 @@ def join(device: str) -> Process:
         raise UsageError(f"{local_world} ranks on a host with {gpus} GPUs; use --nproc-per-node {gpus}, or --train.device cpu")
     if gpus:
         torch.cuda.set_device(local_rank)
-    elif local_world > 1:  # torchrun would give each rank one thread
-        torch.set_num_threads(max(1, available_cpus() // local_world))
     here = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if world > 1:
         dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(minutes=30), device_id=here if gpus else None)
-    return Process(rank, world, local_rank, local_world, here)
+    cpus = cpu_share(_masks_of_host())
+    if not gpus and local_world > 1:  # torchrun would give each rank one thread
+        torch.set_num_threads(cpus)
+    return Process(rank, world, local_rank, local_world, here, cpus)
+
+
+def _masks_of_host() -> list[frozenset[int]]:
+    """Return the affinity masks of all ranks on this host: torchrun --numa-binding gives each its own."""
+    mine = (socket.gethostname(), frozenset(os.sched_getaffinity(0)))
+    if not dist.is_initialized():
+        return [mine[1]]
+    found: list[tuple[str, frozenset[int]]] = [mine] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return [mask for host, mask in found if host == mine[0]]
 
 
 def seed_device(seed: int, device: torch.device) -> None:

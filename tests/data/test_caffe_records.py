@@ -48,7 +48,7 @@ def write(folder, datums, key="{:08d}_ILSVRC/img {}.JPEG"):
 def batches(path, count=3):
     records = open_records(path)
     order = TrainOrder(records, SIZE, seed=5, global_batch=8, world=1, rank=0, parts=1, step=0)
-    loader = Loader(records, order, SIZE, batch=8, device=torch.device("cpu"), local_world=1)
+    loader = Loader(records, order, SIZE, batch=8, device=torch.device("cpu"), cpus=2)
     got = [(images.clone(), labels.clone()) for images, labels, _ in (next(loader) for _ in range(count))]
     loader.close()
     return got
@@ -79,7 +79,7 @@ def test_raw_images_are_the_pictures_themselves(tmp_path):
     config = InputConfig(resize=48, crop=48, threads=1, hw_decoder_load=0.0)
     records = open_records(raw_lmdb)
     order = TrainOrder(records, config, seed=5, global_batch=8, world=1, rank=0, parts=1, step=0)
-    loader = Loader(records, order, config, batch=8, device=torch.device("cpu"), local_world=1)
+    loader = Loader(records, order, config, batch=8, device=torch.device("cpu"), cpus=2)
     images = next(loader).images.permute(0, 2, 3, 1).numpy()
     assert all(np.array_equal(image, picture(4)) or np.array_equal(image, picture(4)[:, ::-1]) for image in images)
     loader.close()

@@ -29,6 +29,7 @@ def put_through(colours, *drawn, device_id=None):
         form="planes",
         colours=colours,
         interpolation="linear",
+        whole=False,
         hw_decoder_load=0.0,
     )
     pipeline.build()

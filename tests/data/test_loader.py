@@ -3,6 +3,7 @@
 import io
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, TrainOrder, ValidationOrder
 from fastirv2.errors import DataError, UsageError
+from tests.conftest import build
 
 SIZE = InputConfig(resize=88, crop=80, threads=2, hw_decoder_load=0.0)
 CPU = torch.device("cpu")
@@ -33,7 +35,7 @@ def validation(config=SIZE, *, batch=8):
 
 def loading(path, order, batch=8, device=CPU, config=SIZE):
     records = open_records(path)
-    return Loader(records, order(records), config, batch=batch, device=device, local_world=1)
+    return Loader(records, order(records), config, batch=batch, device=device, cpus=2)
 
 
 def take(path, order, batches, batch=8, device=CPU, config=SIZE):
@@ -167,6 +169,23 @@ def test_validation_that_keeps_the_aspect_is_pillows_shorter_side_and_centre_cro
         assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted)).mean() < 0.5
 
 
+def test_records_of_the_size_that_windows_are_cut_from_are_not_resized(images, tmp_path):
+    """Only the window is decoded then, and it is to the pixel what the resize of it gives."""
+    warped = build(images, tmp_path / "warped", "--resize", "88x88")
+    config = replace(SIZE, sizes=("1:80", "9:40"))  # an order with two sizes takes the graph that resizes
+    for order, resizing in ((training(), training(config)), (validation(), None)):
+        loader = loading(warped, order)
+        assert loader._whole
+        loader.close()
+        if resizing:
+            pairs = zip(take(warped, order, 4), take(warped, resizing, 4, config=config), strict=True)
+            assert all(torch.equal(cut[0], resized[0]) for cut, resized in pairs)
+    ((validated, _, _),) = take(warped, validation(), 1)
+    for (data, _), image in zip(map(open_records(warped).__getitem__, range(8)), validated, strict=True):
+        picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), picture[4:84, 4:84])
+
+
 @pytest.mark.parametrize("config", INPUTS.values(), ids=INPUTS)
 def test_files_and_records_give_the_same_augmented_images(images, lmdb_folder, config, tmp_path, monkeypatch):
     """The sizes that area crops need come from index.npy there and from the files' headers here."""
@@ -188,15 +207,27 @@ def test_the_sizes_of_files_are_read_once(images, tmp_path, monkeypatch):
     assert np.array_equal(open_records(images).sizes, sizes)
 
 
-def test_blocks_of_neighbours_stay_together_and_every_record_comes_once(lmdb_folder):
+def test_the_order_is_that_of_blocks_where_they_are_asked_for(lmdb_folder):
     records = open_records(lmdb_folder)
     order = TrainOrder(records, SIZE, seed=5, global_batch=23, world=1, rank=0, parts=1, step=0, block=4)
-    first, second = order().numbers.tolist(), order().numbers.tolist()
-    assert sorted(first) == sorted(second) == list(range(23))
-    assert first != second
-    for numbers in (first, second):
-        starts = [number for number in numbers if number % 4 == 0]
-        assert [number for start in starts for number in range(start, min(start + 4, 23))] == numbers
+    assert order().numbers.tolist() == sampler.batch(5, 0, 23, 23, 1, 0, block=4).tolist()
+
+
+def test_the_memory_of_a_loader_stays_flat_over_20_epochs(lmdb_folder):
+    loader = loading(lmdb_folder, training())
+    used = []
+    for epoch in range(20):
+        for _ in range(3):
+            next(loader)
+        if epoch in (4, 19):
+            used.append(resident_bytes())
+    loader.close()
+    assert used[1] - used[0] < 8 << 20
+
+
+def resident_bytes():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) << 10
 
 
 def test_the_storage_is_told_of_records_before_they_are_due(lmdb_folder):
@@ -204,7 +235,7 @@ def test_the_storage_is_told_of_records_before_they_are_due(lmdb_folder):
     advise = records.read_ahead
     records.read_ahead = lambda numbers: (told.append(numbers.tolist()), advise(numbers))
     config = replace(SIZE, prefetch=1, read_ahead=3)
-    loader = Loader(records, training(config)(records), config, batch=8, device=CPU, local_world=1)
+    loader = Loader(records, training(config)(records), config, batch=8, device=CPU, cpus=2)
     for _ in range(5):
         next(loader)
     loader._reader.submit(lambda: None).result()

@@ -13,31 +13,45 @@ sizes = st.tuples(
     st.sampled_from([1, 2, 3, 4, 8]),  # ranks
     st.integers(0, 2**63),  # seed
 )
+blocks = st.one_of(st.just(1), st.integers(2, 50))
 
 
 @settings(deadline=None, max_examples=100)
-@given(sizes)
-def test_each_record_comes_once_an_epoch_over_all_ranks(size):
+@given(sizes, blocks)
+def test_each_record_comes_once_an_epoch_over_all_ranks(size, block):
     count, share, world, seed = size
     global_batch = share * world
     steps = -(-3 * count // global_batch)
     stream = np.concatenate(
-        [sampler.batch(seed, step, count, global_batch, world, rank) for step in range(steps) for rank in range(world)]
+        [
+            sampler.batch(seed, step, count, global_batch, world, rank, block=block)
+            for step in range(steps)
+            for rank in range(world)
+        ]
     )
     for epoch in range(3):
         assert np.array_equal(np.sort(stream[epoch * count : (epoch + 1) * count]), np.arange(count))
 
 
 @settings(deadline=None, max_examples=100)
-@given(sizes, st.integers(0, 10_000))
-def test_a_global_batch_is_the_same_on_any_number_of_ranks(size, step):
+@given(sizes, st.integers(0, 10_000), blocks)
+def test_a_global_batch_is_the_same_on_any_number_of_ranks(size, step, block):
     count, share, _, seed = size
     global_batch = share * 8
-    whole = sampler.batch(seed, step, count, global_batch, 1, 0)
+    whole = sampler.batch(seed, step, count, global_batch, 1, 0, block=block)
     for world in (2, 4, 8):
-        parts = [sampler.batch(seed, step, count, global_batch, world, rank) for rank in range(world)]
+        parts = [sampler.batch(seed, step, count, global_batch, world, rank, block=block) for rank in range(world)]
         assert np.array_equal(np.concatenate(parts), whole)
         assert parts[0].dtype == np.int64
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 400), st.integers(1, 50), st.integers(0, 2**63))
+def test_blocks_of_neighbours_stay_together_in_an_order_of_their_own(count, block, seed):
+    order = sampler.batch(seed, 0, count, count, 1, 0, block=block)
+    starts = order[order % block == 0]
+    assert np.array_equal(np.sort(starts), np.arange(0, count, block))
+    assert np.array_equal(np.concatenate([np.arange(start, min(start + block, count)) for start in starts]), order)
 
 
 def test_a_batch_does_not_depend_on_what_was_asked_before():

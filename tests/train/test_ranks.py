@@ -114,7 +114,7 @@ def test_what_two_ranks_validate_is_the_network_of_the_checkpoint(trainer, tmp_p
     model = models.create("paper", 2).double().eval()
     model.load_state_dict(latest(tmp_path / "run")["model"])
     order = ValidationOrder(open_records(trainer.data), SIZE, batch=23, world=1, rank=0)
-    loader = Loader(open_records(trainer.data), order, SIZE, batch=23, device=torch.device("cpu"), local_world=1)
+    loader = Loader(open_records(trainer.data), order, SIZE, batch=23, device=torch.device("cpu"), cpus=2)
     images, labels, _ = next(loader)
     with torch.inference_mode():
         loss = torch.nn.functional.cross_entropy(model(unit(images, torch.float64)), labels)
