@@ -199,7 +199,7 @@ def append_all(writer: RecordWriter, source: Source, order: np.ndarray, job: Pre
 
 def stored_bytes(result: Result) -> int:
     """Return the bytes that a result will take in the LMDB."""
-    return len(result.value or b"")
+    return result.header + result.length
 
 
 def check_share(writer: RecordWriter, count: int, max_bad: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,10 +49,10 @@ class Task(NamedTuple):
 class Result(NamedTuple):
     """A task's outcome: the Datum (None when rejected), its image's place in it, size in pixels, and what a report says.
 
-    `read` is the number of bytes read from the source, 0 when it could not be read.
+    `value` is bytes where the builder gets it; `read` is the number of bytes read from the source, 0 when it cannot be read.
     """
 
-    value: bytes | None
+    value: bytes | pickle.PickleBuffer | None
     header: int
     length: int
     width: int
@@ -83,7 +84,8 @@ class Preparer:
         except BadImageError as error:
             return Result(None, 0, 0, 0, 0, str(error), len(data))
         value = encode(image.data, task.label, image.height, image.width)
-        return Result(value, data_offset(value), len(image.data), image.width, image.height, image.repair, len(data))
+        shared = pickle.PickleBuffer(value)  # to the builder through shared memory, where it arrives as bytes
+        return Result(shared, data_offset(value), len(image.data), image.width, image.height, image.repair, len(data))
 
 
 def prepare(data: bytes, resize: Resize, quality: int) -> Prepared:

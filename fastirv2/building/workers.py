@@ -16,12 +16,14 @@ from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from fastirv2.building.channel import Ring, receive, send
+
 CHUNK = 8  # tasks a message
 _HELD = 2  # chunks that a worker holds, so that it never waits for the next one
-_AHEAD = 4  # chunks per worker that may be under way, and
-_AHEAD_AT_LEAST = 32  # so many whatever the number of workers: they go on while the writer waits for the disk
+_AHEAD = 8  # chunks per worker that may be under way, and
+_AHEAD_AT_LEAST = 128  # so many whatever the number of workers: they go on while the writer waits for the disk
 _AHEAD_BYTES = 96 << 20  # of results that wait for an earlier one, and as many again that wait to be taken
-_MESSAGE_BYTES = 4 << 20  # of results after which a worker sends what it has
+_MESSAGE_BYTES = 1 << 20  # of results after which a worker sends what it has
 _DEATHS = 8  # that a pool outlives: on a machine without memory each replacement would die in its turn
 
 
@@ -50,6 +52,7 @@ class _Worker:
 
     process: Any
     connection: Connection
+    ring: Ring
     finished: Any
     received: int = 0
     chunks: deque[_Chunk] = field(default_factory=deque)
@@ -69,6 +72,7 @@ class _Worker:
 class Workers:
     """`count` processes that each run `job` (picklable, Task → result) on the tasks given to `map`; a context manager.
 
+    What a result holds as `pickle.PickleBuffer` arrives as bytes, by way of shared memory.
     `modules` are loaded once, before the processes are forked; `weigh` gives a result's size in bytes, which bounds what
     is made ahead. When a process ends by itself, `on_death` is called and another one tries its tasks again.
     """
@@ -129,9 +133,9 @@ class Workers:
     def _start(self) -> _Worker:
         """Add a process."""
         ours, theirs = self._context.Pipe()
-        finished = self._context.RawValue("q", 0)
-        process = self._context.Process(target=_work, args=(theirs, self._job, self._weigh, finished), daemon=True)
-        worker = _Worker(process, ours, finished)
+        finished, ring = self._context.RawValue("q", 0), Ring()
+        process = self._context.Process(target=_work, args=(theirs, ring, self._job, self._weigh, finished), daemon=True)
+        worker = _Worker(process, ours, ring, finished)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is closed")
@@ -185,7 +189,7 @@ class Workers:
     def _receive(self, worker: _Worker) -> bool:
         """Take results for the oldest chunk that a worker holds; False when the worker is gone."""
         try:
-            answer = worker.connection.recv()
+            answer = receive(worker.connection, worker.ring)
         except (EOFError, OSError):
             return False
         if isinstance(answer, str):
@@ -249,7 +253,9 @@ class _Buffer:
             self._changed.notify_all()
 
 
-def _work(connection: Connection, job: Callable[[Any], Any], weigh: Callable[[Any], int] | None, finished: Any) -> None:
+def _work(
+    connection: Connection, ring: Ring, job: Callable[[Any], Any], weigh: Callable[[Any], int] | None, finished: Any
+) -> None:
     """Answer chunks of tasks until the builder closes the connection or is gone; `finished` counts the tasks."""
     for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send it to every process: the builder decides what follows
         signal.signal(number, signal.SIG_IGN)
@@ -257,24 +263,24 @@ def _work(connection: Connection, job: Callable[[Any], Any], weigh: Callable[[An
         while True:
             results, size = [], 0
             for task in connection.recv():
-                results.append(_attempt(job, task, connection))
+                results.append(_attempt(job, task, connection, ring))
                 finished.value += 1
                 size += weigh(results[-1]) if weigh else 0
                 if size >= _MESSAGE_BYTES:
-                    connection.send(results)
+                    send(connection, ring, results)
                     results, size = [], 0
             if results:
-                connection.send(results)
+                send(connection, ring, results)
 
 
-def _attempt(job: Callable[[Any], Any], task: Any, connection: Connection) -> Any:
+def _attempt(job: Callable[[Any], Any], task: Any, connection: Connection, ring: Ring) -> Any:
     """Return the job's result for one task; when the job fails, send why and end the process."""
     try:
         return job(task)
     except MemoryError:
         os._exit(137)  # as the kernel's out-of-memory killer ends a process: not to be taken for a fault of the task
     except Exception:
-        connection.send(traceback.format_exc())
+        send(connection, ring, traceback.format_exc())
         sys.exit(1)
 
 

@@ -1,5 +1,6 @@
 import operator
 import os
+import pickle
 import signal
 import time
 from functools import partial
@@ -108,3 +109,32 @@ def test_no_more_cpus_are_taken_than_the_process_may_use():
         assert available_cpus() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.parametrize("sizes", [[10], [3 << 20], [5 << 20], [1_500_000] * 40, [0, 1, 4 << 20, 7, (4 << 20) - 7, 8]])
+def test_large_results_arrive_whole_whether_shared_memory_has_room_or_not(sizes):
+    with Workers(shared, 2, weigh=len) as pool:
+        got = [result for chunk in pool.map(enumerate(sizes)) for result in chunk]
+    assert [len(value) for value in got] == sizes
+    assert all(type(value) is bytes and value == pattern(*task) for value, task in zip(got, enumerate(sizes), strict=True))
+
+
+def pattern(number, size):
+    return bytes([(number * 37 + 11) % 256]) * size
+
+
+def shared(task):
+    return SizedBuffer(pattern(*task))
+
+
+class SizedBuffer:
+    """What is weighed by its length and travels as a PickleBuffer."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __reduce_ex__(self, protocol):
+        return bytes, (pickle.PickleBuffer(self.data),)
