@@ -43,6 +43,9 @@ class Config:
         for option, crop in [("crop", self.input.crop), *(("sizes", stage[2]) for stage in self.input.stages())]:
             if crop < SMALLEST_INPUT:
                 raise UsageError(f"--input.{option} {crop} is too small for this network; it needs {SMALLEST_INPUT} pixels")
+        last = self.input.stages()[-1][0]
+        if last > self.train.epochs:
+            raise UsageError(f"--input.sizes: epoch {last} is beyond the run's end, --train.epochs {self.train.epochs}")
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ def read_recipe(name: str) -> tuple[Config, dict[str, str]]:
     texts = {key: content.pop(key) for key in ("about", "published") if key in content}
     for key in ("recipe", "out", "statistics"):  # what a run's config.toml says besides its settings
         content.pop(key, None)
-    for key in ("train", "val", "train_digest", "val_digest"):
-        content.get("data", {}).pop(key, None)
+    for key in ("train", "val", "train_digest", "val_digest") if isinstance(content.get("data"), dict) else ():
+        content["data"].pop(key, None)
     return _filled(Config(), content, str(path)), texts
 
 

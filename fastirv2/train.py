@@ -16,7 +16,7 @@ from fastirv2.data.counter import hashes
 from fastirv2.data.dataset import Records, check_classes
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
-from fastirv2.data.samples import TrainOrder, ValidationOrder, check_input
+from fastirv2.data.samples import TrainOrder, ValidationOrder, check_input, describe, needs_sizes
 from fastirv2.errors import DataError, StoppedError, UsageError, UserError, run_command
 from fastirv2.models import create
 from fastirv2.models.norm import Statistics, share_statistics
@@ -119,6 +119,8 @@ def prepare(options: Options, process: Process) -> Prepared:
         *val_set.warnings,
         *check_input(val_set, config.input, training=False),
     ]
+    for records in (train_set, val_set) if needs_sizes(config.input) else ():
+        _ = records.sizes  # read here, where every rank ends with one sentence if it cannot be done
     data = {"train": options.train_path, "val": options.val_path}
     digests = {"train_digest": train_set.digest, "val_digest": val_set.digest}
     plan = divide(config, process.world, len(train_set))
@@ -200,7 +202,7 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
     device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "CPU"
     console.say(
         f"{config.model.arch} network, {config.model.classes} classes; {len(prepared.train):,} training and "
-        f"{len(prepared.val):,} validation images, warped to {config.input.resize} and cropped to {config.input.crop} pixels"
+        f"{len(prepared.val):,} validation images, {describe(config.input)}"
     )
     console.say(
         f"{plan.epochs} epochs = {plan.total_steps:,} steps of {plan.global_batch} images: {plan.world} × {device}, "
@@ -283,12 +285,12 @@ def command() -> int:
 def execute(options: Options, process: Process, console: Console) -> None:
     """Do the run, or say what it would be."""
     prepared = together(lambda: prepare(options, process))
-    folder = Path(os.path.abspath(options.out))
+    folder, defaults = Path(os.path.abspath(options.out)), as_table(Config())
     if options.dry_run:
         if options.out and not options.fresh:
-            together(lambda: check_run(folder, prepared.table))
+            together(lambda: check_run(folder, prepared.table, defaults))
         return introduce(prepared, process, console)
-    lock = together(lambda: enter(folder, prepared.table, fresh=options.fresh) if process.first else -1)
+    lock = together(lambda: enter(folder, prepared.table, defaults, fresh=options.fresh) if process.first else -1)
     state = take_up(folder, process, console)
     step, stop = state["step"] if state else 0, options.config.train.stop_after
     if state and step == prepared.plan.total_steps and not state["pending"]:

@@ -31,7 +31,7 @@ from input_yardsticks import caffe_reader, pillow_loader, readers_alone
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, TrainOrder
-from fastirv2.errors import run_command
+from fastirv2.errors import UsageError, run_command
 from fastirv2.report.machine import spread, write_json
 from fastirv2.training.distributed import Process, join
 
@@ -66,6 +66,12 @@ class Options:
     """The input's own options."""
     json: Path | None = None
     """Write the result into this file too."""
+
+    def __post_init__(self) -> None:
+        if self.data is None and self.images < self.batch:
+            raise UsageError(f"--images {self.images} must be at least a batch, --batch {self.batch}")
+        if self.input.augment != "crop" or self.input.resize_mode != "warp" or self.input.sizes:
+            raise UsageError("the other ways warp, crop and mirror: leave --augment, --resize-mode and --sizes as they are")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import mmap
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +16,13 @@ from fastirv2.data.datum import DatumFields, scan
 from fastirv2.data.image_size import upright_size
 from fastirv2.data.lmdb_file import Meta, check_size, data_file, value_extents
 from fastirv2.errors import DataError
-from fastirv2.files import cache_folder, write_file
+from fastirv2.files import alone_in, cache_folder, write_file
 
 INDEX = np.dtype(
     [("offset", "<u8"), ("length", "<u4"), ("label", "<i4"), ("width", "<u2"), ("height", "<u2"), ("encoded", "u1")]
 )
 _NAME = "fastirv2-index.npz"
-_VERSION = 1
+_VERSION = 2
 _RECORDS_AHEAD = 4096  # that the kernel is told about before they are looked at
 _HEAD_BYTES = 4096  # of a record that its own fields and its image's header lie in, nearly always
 _TAIL_BYTES = 32  # that the fields behind the image take at most
@@ -40,11 +38,12 @@ def open_index(path: str) -> np.ndarray:
         DataError: the LMDB is damaged or empty, or its values are no Datum of an encoded or raw 8-bit RGB image.
     """
     meta = check_size(path)
-    state = np.array([_VERSION, meta.transaction, meta.entries, meta.pages, meta.page_size], np.int64)
+    file = os.stat(data_file(path))  # another build of the same images in another order has the same counts
+    state = np.array([_VERSION, file.st_size, file.st_mtime_ns, meta.transaction, meta.entries], np.int64)
     if not meta.entries:
         raise DataError(f"{path} holds no records")
     kept = _keeping_place(Path(path))
-    with _locked(path):
+    with alone_in(path):  # the ranks of a host all ask for it at once
         index = _load(kept, state)
         if index is None:
             index = _build(path, meta)
@@ -60,24 +59,12 @@ def _keeping_place(path: Path) -> Path:
     return cache_folder() / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}-{_NAME}"
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Let one process at a time build the index: the ranks of a host all ask for it at once."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # not every file system locks a folder; then each rank builds its own
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 def _load(kept: Path, state: np.ndarray) -> np.ndarray | None:
     """Return the kept index when it is of this LMDB as it is now."""
     try:
         with np.load(kept, allow_pickle=False) as arrays:
             index = arrays["index"]
-            fits = np.array_equal(arrays["state"], state) and index.dtype == INDEX and len(index) == state[2]
+            fits = np.array_equal(arrays["state"], state) and index.dtype == INDEX and len(index) == state[-1]
     except Exception:  # damaged or cut off, which numpy and zipfile say in many ways: it is made again
         return None
     return index if fits else None

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastirv2.data.image_size import upright_size
 from fastirv2.errors import DataError
-from fastirv2.files import cache_folder, write_file
+from fastirv2.files import alone_in, cache_folder, write_file
 
 _HEAD_BYTES = 1 << 16  # in which most headers lie, thumbnails and colour profiles included
 _THREADS = 16  # that wait for the storage at once
@@ -31,11 +31,21 @@ def read_sizes(path: Callable[[int], str], count: int, digest: str) -> np.ndarra
     Raises:
         DataError: a file cannot be read, or holds no image.
     """
-    kept = cache_folder() / f"sizes-{digest[:24]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        sizes = np.load(kept, allow_pickle=False)
-        if sizes.shape == (count, 2) and sizes.dtype == np.uint16:
-            return sizes
+    folder = cache_folder()
+    kept = folder / f"sizes-{digest[:24]}.npy"
+    with alone_in(folder):  # the ranks of a host all ask for them at once
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            sizes = np.load(kept, allow_pickle=False)
+            if sizes.shape == (count, 2) and sizes.dtype == np.uint16:
+                return sizes
+        sizes = _read_all(path, count)
+        with contextlib.suppress(OSError):
+            write_file(kept, lambda stream: np.save(stream, sizes))
+    return sizes
+
+
+def _read_all(path: Callable[[int], str], count: int) -> np.ndarray:
+    """Read the headers of all files."""
     sizes = np.empty((count, 2), np.uint16)
     said = time.monotonic()
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -45,8 +55,6 @@ def read_sizes(path: Callable[[int], str], count: int, digest: str) -> np.ndarra
             if time.monotonic() - said >= _SECONDS_A_LINE:
                 said = time.monotonic()
                 print(f"reading the images' sizes: {block[-1] + 1:,} of {count:,}", file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):
-        write_file(kept, lambda stream: np.save(stream, sizes))
     return sizes
 
 

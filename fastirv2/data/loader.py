@@ -118,7 +118,7 @@ class Loader:
 
     def _explained(self, error: RuntimeError) -> Exception:
         """Find the image that cannot be decoded among those fed, since DALI often does not name it."""
-        for fed, _ in self._fed:
+        for fed, _ in self._fed if self._records.form != "planes" else ():
             for number in fed.numbers.tolist():
                 reason = _undecodable(self._records, number)
                 if reason:

@@ -10,12 +10,11 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from fastirv2.data import colour, sampler
-from fastirv2.data.augment import Windows, area_crops, centre_crops, random_crops
+from fastirv2.data.augment import Windows, area_crops, centre_crops, distorted_crops, random_crops
 from fastirv2.data.dataset import Records
 from fastirv2.errors import DataError, UsageError
 
 LARGEST_RESIZE = 4096  # pixels a side
-_TRIES = {"resnet": 10, "inception": 100}  # fb.resnet.torch's, and TF-slim's max_attempts
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,10 @@ class InputConfig:
             epoch, crop = int(stage[1]), int(stage[2])
             stages.append((epoch, max(crop, round(crop * self.resize / self.crop)), crop))
         epochs = [epoch for epoch, _, _ in stages]
-        if stages and (epochs[0] != 1 or sorted(set(epochs)) != epochs or not all(crop for _, _, crop in stages)):
-            raise UsageError(f"--input.sizes {' '.join(self.sizes)}: the epochs must rise from 1, and no crop may be 0")
+        if stages and (epochs[0] != 1 or sorted(set(epochs)) != epochs):
+            raise UsageError(f"--input.sizes {' '.join(self.sizes)}: the epochs must rise from 1")
+        if not all(crop >= 1 and resize <= LARGEST_RESIZE for _, resize, crop in stages):
+            raise UsageError(f"--input.sizes {' '.join(self.sizes)}: crops must lie between 1 and {LARGEST_RESIZE} pixels")
         return stages or [(1, self.resize, self.crop)]
 
 
@@ -118,7 +119,7 @@ class TrainOrder:
     ) -> None:
         self._where = (global_batch, world, rank)
         self._config, self._seed, self._count, self._parts, self._block = config, seed, len(records), parts, block
-        self._sizes = records.sizes if config.augment != "crop" or config.resize_mode == "short" else None
+        self._sizes = records.sizes if needs_sizes(config) else None
         self._stages = config.stages()
         self._step, self._pending = step, deque[Fed]()
         self.cuts = {stage[1:] for stage in self._stages} if self._sizes is None else set()
@@ -148,10 +149,8 @@ class TrainOrder:
         sizes = self._sizes[numbers] if self._sizes is not None else None
         if self._config.augment == "crop":
             return random_crops(self._seed, epochs, numbers, resize, crop, sizes)
-        tries = _TRIES[self._config.augment]
-        if self._config.augment == "resnet":
-            return area_crops(self._seed, epochs, numbers, sizes, smallest=0.08, tries=tries)
-        return area_crops(self._seed, epochs, numbers, sizes, smallest=0.05, tries=tries, swap=False, whole=True)
+        draw = area_crops if self._config.augment == "resnet" else distorted_crops
+        return draw(self._seed, epochs, numbers, sizes)
 
 
 class ValidationOrder:
@@ -174,6 +173,21 @@ class ValidationOrder:
         sizes = self._sizes[numbers] if self._sizes is not None else None
         windows = centre_crops(len(numbers), self._config.resize, self._config.crop, sizes)
         return Fed(numbers, windows, self._config.crop, valid)
+
+
+def needs_sizes(config: InputConfig) -> bool:
+    """Return whether windows depend on the sizes of the images."""
+    return config.augment != "crop" or config.resize_mode == "short"
+
+
+def describe(config: InputConfig) -> str:
+    """Say what becomes of images in training and in validation."""
+    resized = f"warped to {config.resize}" if config.resize_mode == "warp" else f"shorter side {config.resize}"
+    crops = " then ".join(f"{crop}" + (f" from epoch {epoch}" if epoch > 1 else "") for epoch, _, crop in config.stages())
+    if config.augment == "crop" and not config.sizes:
+        return f"{resized} and cropped to {config.crop} pixels"
+    trained = "" if config.augment == "crop" else f"area crops and colours as {config.augment} has them, "
+    return f"{trained}cropped to {crops} pixels; in validation {resized} and cropped to {config.crop}"
 
 
 def check_input(records: Records, config: InputConfig, *, training: bool) -> list[str]:

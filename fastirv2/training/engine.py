@@ -16,7 +16,7 @@ from fastirv2.pipelines import IMAGENET_MEAN, IMAGENET_STD, UNIT_MEAN, UNIT_STD
 from fastirv2.training.distributed import Process, sum_over_ranks
 from fastirv2.training.plan import Amp
 
-Batch = tuple[torch.Tensor, torch.Tensor, int]  # images uint8 (B, 3, H, W) channels last, labels int64 (B,), how many count
+Batch = tuple[torch.Tensor, torch.Tensor, int]  # images (B, 3, H, W) channels last, labels int64 (B,), how many count
 
 
 def choose_precision(amp: Amp, device: torch.device) -> Amp:
@@ -33,7 +33,7 @@ def choose_precision(amp: Amp, device: torch.device) -> Amp:
     if amp == "tf32" and device.type != "cuda":
         raise UsageError("--train.amp tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp == "tf32"
-    torch.backends.cudnn.benchmark = True  # shapes never change within a run, so the search pays once
+    torch.backends.cudnn.benchmark = True  # shapes change with --input.sizes alone, so the search pays
     return amp
 
 

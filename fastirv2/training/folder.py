@@ -24,7 +24,7 @@ FREE = {
 FREE_SECTIONS = {"checkpoint", "log"}
 
 
-def enter(folder: Path, table: dict[str, Any], *, fresh: bool) -> int:
+def enter(folder: Path, table: dict[str, Any], defaults: dict[str, Any], *, fresh: bool) -> int:
     """Make RUN, or take up the one there; return the descriptor of its lock. `fresh` moves an old one aside first.
 
     Raises:
@@ -36,7 +36,7 @@ def enter(folder: Path, table: dict[str, Any], *, fresh: bool) -> int:
             os.close(_hold(folder))  # not under a process that trains in it
             aside = (folder.with_name(f"{folder.name}.{number}") for number in range(1, 10**6))
             folder.rename(next(path for path in aside if not path.exists()))
-        check_run(folder, table)
+        check_run(folder, table, defaults)
         folder.mkdir(parents=True, exist_ok=True)
         lock = _hold(folder)
         write_file(folder / "config.toml", lambda file: file.write(tomli_w.dumps(table).encode()))
@@ -57,20 +57,23 @@ def _hold(folder: Path) -> int:
         return os.open(folder, os.O_RDONLY)
 
 
-def check_run(folder: Path, table: dict[str, Any]) -> None:
-    """Refuse a folder that is no run, or a run that was made with other settings; raises UsageError."""
+def check_run(folder: Path, table: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuse a folder that is no run, or a run that was made with other settings; raises UsageError.
+
+    What an older run's config.toml does not say yet was done as the `defaults` have it.
+    """
     file = folder / "config.toml"
     if file.exists():
-        changed = "; ".join(differences(read_toml(file), table))
+        changed = "; ".join(differences(read_toml(file), table, defaults))
         if changed:
             raise UsageError(f"{folder} was made with other settings ({changed}); give those, another --out, or --fresh")
     elif folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {".lock", "config.toml.new"}):
         raise UsageError(f"{folder} is not empty and no run; give another --out, or --fresh to move it aside")
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     """List what differs between two resolved configurations and must not when a run goes on: "name: before → now"."""
-    old, new = _flat(before), _flat(now)
+    old, new = _flat(defaults) | _flat(before), _flat(now)
     names = [n for n in {**old, **new} if n not in FREE and n.split(".")[0] not in FREE_SECTIONS]
     return [f"{n}: {old.get(n, 'unset')} → {new.get(n, 'unset')}" for n in names if old.get(n) != new.get(n)]
 

@@ -5,50 +5,57 @@ import math
 import numpy as np
 import pytest
 
-from fastirv2.data.augment import area_crops, centre_crops, random_crops
+from fastirv2.data.augment import area_crops, centre_crops, distorted_crops, random_crops
 
 COUNT = 20_000
 
 
-def drawn(size, count=COUNT, seed=3, **options):
+def drawn(draw, size, count=COUNT, seed=3):
     """Top, left, height, width in pixels, and whether mirrored, of `count` samples of images of one size."""
     sizes = np.full((count, 2), size, np.uint16)
-    windows = area_crops(seed, np.zeros(count, np.int64), np.arange(count), sizes, **options)
+    windows = draw(seed, np.zeros(count, np.int64), np.arange(count), sizes)
     left, right = np.sort([windows.start[:, 1], windows.end[:, 1]], axis=0) * size[1]
     top, bottom = windows.start[:, 0] * size[0], windows.end[:, 0] * size[0]
     return np.stack([top, left, bottom - top, right - left], axis=1), windows.end[:, 1] < windows.start[:, 1]
 
 
-def by_the_book(size, *, smallest, tries, swap, whole):
-    """torch7's RandomSizedCrop and TF's distorted box, one sample at a time, as they are written."""
-    random = np.random.default_rng(0)
-    height, width = size
-    for _ in range(COUNT):
-        for _ in range(tries):
-            area = random.uniform(smallest, 1) * height * width
-            aspect = random.uniform(3 / 4, 4 / 3)
-            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if swap and random.uniform() < 0.5:
-                w, h = h, w
-            if h <= height and w <= width:
-                yield random.integers(0, height - h + 1), random.integers(0, width - w + 1), h, w
-                break
-        else:
-            side = min(size)
-            yield (0, 0, height, width) if whole else ((height - side) // 2, (width - side) // 2, side, side)
+def resnet(random, height, width):
+    """torch7's RandomSizedCrop, as fb.resnet.torch writes it, for one sample."""
+    for _ in range(10):
+        area = random.uniform(0.08, 1) * height * width
+        aspect = random.uniform(3 / 4, 4 / 3)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if random.uniform() < 0.5:
+            w, h = h, w
+        if h <= height and w <= width:
+            return random.integers(0, height - h + 1), random.integers(0, width - w + 1), h, w
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def inception(random, height, width):
+    """TensorFlow's sample_distorted_bounding_box with TF-slim's limits and the whole image for a box, for one sample."""
+    for _ in range(100):
+        aspect = random.uniform(0.75, 1.33)
+        lowest, highest = (round(math.sqrt(share * height * width / aspect)) for share in (0.05, 1))
+        while round(highest * aspect) > width or highest > height:
+            highest -= 1
+        h = random.integers(min(lowest, highest), highest + 1)
+        w = round(h * aspect)
+        if 0.1 * height * width <= h * w <= height * width:
+            return random.integers(0, max(height - h, 1)), random.integers(0, max(width - w, 1)), h, w
+    return 0, 0, height, width
+
+
+LAWS = {"resnet": (area_crops, resnet), "inception": (distorted_crops, inception)}
 
 
 @pytest.mark.parametrize("size", [(375, 500), (333, 500), (120, 400)])
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"smallest": 0.08, "tries": 10, "swap": True, "whole": False}, id="resnet"),
-        pytest.param({"smallest": 0.05, "tries": 100, "swap": False, "whole": True}, id="inception"),
-    ],
-)
-def test_windows_follow_the_formula(size, options):
-    windows, mirrored = drawn(size, **options)
-    expected = np.array(list(by_the_book(size, **options)), float)
+@pytest.mark.parametrize(("draw", "law"), LAWS.values(), ids=LAWS)
+def test_windows_follow_the_formula(size, draw, law):
+    windows, mirrored = drawn(draw, size)
+    random = np.random.default_rng(0)
+    expected = np.array([law(random, *size) for _ in range(COUNT)], float)
     assert mirrored.mean() == pytest.approx(0.5, abs=0.015)
     for ours, theirs in zip(measures(windows, size), measures(expected, size), strict=True):
         quantiles = np.linspace(0.05, 0.95, 19)
@@ -64,9 +71,10 @@ def measures(windows, size):
     yield left / np.maximum(size[1] - width, 1)
 
 
-def test_windows_lie_on_whole_pixels_inside_of_the_image():
-    for size in ((375, 500), (500, 333), (3, 4), (1, 1)):
-        windows, _ = drawn(size, 3000, smallest=0.08)
+@pytest.mark.parametrize("draw", [area_crops, distorted_crops])
+def test_windows_lie_on_whole_pixels_inside_of_the_image(draw):
+    for size in ((375, 500), (500, 333), (3, 4), (1, 1), (1, 4000)):
+        windows, _ = drawn(draw, size, 3000)
         assert np.abs(windows - windows.round()).max() < 1e-3
         assert windows[:, :2].min() >= -1e-3
         assert windows[:, 2:].min() >= 1 - 1e-3
@@ -74,18 +82,28 @@ def test_windows_lie_on_whole_pixels_inside_of_the_image():
 
 
 def test_where_nothing_fits_it_is_the_central_square_or_the_whole_image():
-    central, _ = drawn((20, 2000), 500, smallest=0.9)
-    assert central == pytest.approx(np.tile([0.0, 990.0, 20.0, 20.0], (500, 1)), abs=1e-3)
-    whole, _ = drawn((20, 2000), 500, smallest=0.9, swap=False, whole=True)
+    central, _ = drawn(area_crops, (20, 2000), 500)
+    found = central[:, 2] != 20
+    assert not found.all()
+    assert central[~found] == pytest.approx(np.tile([0.0, 990.0, 20.0, 20.0], ((~found).sum(), 1)), abs=1e-3)
+    whole, _ = drawn(distorted_crops, (20, 2000), 500)
     assert whole == pytest.approx(np.tile([0.0, 0.0, 20.0, 2000.0], (500, 1)), abs=1e-3)
 
 
-def test_a_sample_draws_the_same_in_whatever_batch_it_is():
+def test_tf_slims_windows_cover_a_tenth_of_the_image():
+    windows, _ = drawn(distorted_crops, (375, 500))
+    share = windows[:, 2] * windows[:, 3] / (375 * 500)
+    assert share.min() >= 0.1 - 1e-6
+    assert share.max() > 0.9
+
+
+@pytest.mark.parametrize("draw", [area_crops, distorted_crops])
+def test_a_sample_draws_the_same_in_whatever_batch_it_is(draw):
     records, epochs = np.array([5, 900, 31, 5]), np.array([0, 0, 1, 2])
     sizes = np.array([[375, 500], [500, 375], [100, 90], [375, 500]], np.uint16)
-    together = area_crops(3, epochs, records, sizes, smallest=0.08)
+    together = draw(3, epochs, records, sizes)
     for i in range(4):
-        alone = area_crops(3, epochs[i : i + 1], records[i : i + 1], sizes[i : i + 1], smallest=0.08)
+        alone = draw(3, epochs[i : i + 1], records[i : i + 1], sizes[i : i + 1])
         assert np.array_equal(alone.start[0], together.start[i])
         assert np.array_equal(alone.end[0], together.end[i])
     assert len(np.unique(together.start, axis=0)) == 4

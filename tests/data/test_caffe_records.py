@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 
 import lmdb
 import numpy as np
@@ -137,6 +138,24 @@ def test_the_index_is_made_once_and_anew_when_the_lmdb_changes(raw_lmdb, monkeyp
     assert (len(open_records(raw_lmdb)), built) == (14, [1])
     (raw_lmdb / "fastirv2-index.npz").write_bytes(b"cut off")
     assert (len(open_records(raw_lmdb)), built) == (14, [1, 1])
+
+
+def test_another_lmdb_of_the_same_counts_is_indexed_anew(raw_lmdb, tmp_path):
+    other = write(tmp_path / "other", [raw(number) for number in reversed(range(13))])
+    before = open_records(raw_lmdb).labels.tolist()
+    shutil.copyfile(other / "data.mdb", raw_lmdb / "data.mdb")
+    assert open_records(raw_lmdb).labels.tolist() == before[::-1]
+
+
+def test_a_failure_of_the_device_is_not_blamed_on_raw_images(raw_lmdb, monkeypatch):
+    records = open_records(raw_lmdb)
+    order = TrainOrder(records, SIZE, seed=5, global_batch=8, world=1, rank=0, parts=1, step=0)
+    loader = Loader(records, order, SIZE, batch=8, device=torch.device("cpu"), cpus=1)
+    next(loader)
+    monkeypatch.setattr(loader._pipeline, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match=r"the input pipeline over .* failed: out of memory"):
+        next(loader)
+    loader.close()
 
 
 def test_the_index_of_a_folder_that_cannot_be_written_is_kept_in_the_cache(raw_lmdb, tmp_path, monkeypatch):
