@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -29,12 +30,15 @@ from fastirv2.building.progress import Progress
 from fastirv2.building.sources import Source, open_source
 from fastirv2.building.summary import print_summary, summary_line
 from fastirv2.building.workers import WorkerDiedError, Workers
-from fastirv2.building.writer import RecordWriter, key_digits, write_dataset
+from fastirv2.building.writer import FORMAT_VERSION, RecordWriter, key_digits, write_dataset
 from fastirv2.data.counter import permutation
 from fastirv2.errors import DataError, StoppedError, UsageError, run_command
 from fastirv2.host import available_cpus
 
 PROGRAM = "fastirv2-build-lmdb"
+_OF_THE_FILE = {  # the reasons for which a file cannot be read that are the file's own
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Options:
     """What a build is made from and how; the field's docstrings are the help text."""
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]] = ""
-    """A folder of class folders, a list of "path label" lines, the training tar, or validation images with --val-labels."""
+    """Class folders, class tars, a tar of either, a list of "path label" lines, or, with --val-labels, one folder or tar."""
     out: Positional[Annotated[str, arg(metavar="OUT")]] = ""
     """The LMDB folder to make; built in OUT.partial, which the same command goes on from."""
     root: Annotated[str | None, arg(metavar="DIR")] = None
@@ -110,13 +114,16 @@ def build(options: Options) -> str:
     begun = time.monotonic()
     resize = Resize.parse(options.resize)
     part = options.slice()
-    out = Path(os.path.abspath(options.out))
+    out = Path(os.path.realpath(options.out))
     check_out(out, overwrite=options.overwrite)
     source = open_source(options.source, options.root, options.classes, options.val_labels)
-    if os.path.isdir(options.source) and out.is_relative_to(os.path.abspath(options.source)):
+    for note in source.notes:
+        print(f"{PROGRAM}: {note}", file=sys.stderr)
+    if os.path.isdir(options.source) and out.is_relative_to(os.path.realpath(options.source)):
         raise DataError(f"{options.out} lies inside of SOURCE, which would become a class; choose an OUT elsewhere")
     order = stored_order(len(source), options.seed, options.limit, part)
     settings = {
+        "format_version": FORMAT_VERSION,
         "source": source.digest(),
         "images": len(source),
         "resize": options.resize,
@@ -127,6 +134,7 @@ def build(options: Options) -> str:
     }
     make_parent(out)
     with only_builder(out), disk_errors(partial_folder(out), len(order)):
+        check_out(out, overwrite=options.overwrite)  # another builder may have finished it while SOURCE was listed
         folder = open_partial(out, settings, overwrite=options.overwrite)
         if not (folder / "dataset.json").exists():
             workers = options.workers or available_cpus()
@@ -159,10 +167,9 @@ def fill(folder: Path, source: Source, order: np.ndarray, job: Preparer, workers
         check_share(writer, len(order), max_bad)
     except WorkerDiedError as error:
         raise DataError(
-            f"worker process {error.process} ended ({error.how}; out of memory?) while working on {error.task.place.path}, "
-            f"as one before it did; give the same command to go on, with fewer --workers, or without that image"
+            f"{ended(error)}, as others before; give the same command to go on, with fewer --workers, or without that image"
         ) from error
-    except (KeyboardInterrupt, StoppedError) as error:
+    except StoppedError as error:
         raise StoppedError(
             f"stopped with {writer.committed:,} of {len(order):,} images in {folder}; give the same command to go on"
         ) from error
@@ -180,10 +187,7 @@ def append_all(writer: RecordWriter, source: Source, order: np.ndarray, job: Pre
     with Progress(len(order), writer.done) as progress:
 
         def replaced(error: WorkerDiedError) -> None:
-            progress.say(
-                f"worker process {error.process} ended ({error.how}; out of memory?) while working on "
-                f"{error.task.place.path}; another one tries again"
-            )
+            progress.say(f"{ended(error)}; another one tries again")
 
         count = min(workers, len(left))
         modules = ("tyro", *job.modules)  # tyro: a worker loads this file too
@@ -191,10 +195,37 @@ def append_all(writer: RecordWriter, source: Source, order: np.ndarray, job: Pre
             for results in pool.map(tasks):
                 for result in results:
                     position = next(positions)
+                    if result.errno:
+                        check_source(source, position, result)
                     writer.add(source.names[position], int(source.labels[position]), result)
                     read += result.read
                 progress.show(writer.done, writer.rejected, read)
         writer.commit()
+
+
+def ended(error: WorkerDiedError) -> str:
+    """Say which worker ended, and how; the kernel kills with signal 9 for memory."""
+    memory = "; out of memory?" if error.exit_code in (-signal.SIGKILL, 137) else ""
+    return f"worker process {error.process} ended ({error.how}{memory}) while working on {error.task.place.path}"
+
+
+def check_source(source: Source, position: int, result: Result) -> None:
+    """Raise DataError where an image that cannot be read says something of the source, and not of that image.
+
+    A disk that fails or is gone for a while must not cost images that are there: the build ends, and goes on later.
+    """
+    place = source.place(position)
+    folder = os.path.dirname(place.path)
+    if not os.path.exists(source.folder):
+        gone = source.folder
+    elif result.errno in (errno.ENOENT, errno.ENOTDIR) and not source.listed and not os.path.exists(folder):
+        gone = place.path if source.packed else folder
+    elif result.errno in _OF_THE_FILE:
+        return
+    else:
+        raise DataError(f"{place.path} {result.reason}; when that is mended, the same command goes on")
+    if not (source.packed and os.path.exists(source.folder)):  # a link in a tar to what is not in it is that image's fault
+        raise DataError(f"{gone} is there no longer; when it is back, the same command goes on")
 
 
 def stored_bytes(result: Result) -> int:
@@ -215,8 +246,10 @@ def check_share(writer: RecordWriter, count: int, max_bad: float) -> None:
 
 
 def _run(options: Options) -> None:
-    """Build or check; SIGTERM ends it as Ctrl-C does."""
+    """Build or check; SIGTERM and Ctrl-C end it, and what is written so far stays."""
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    sys.stdout.reconfigure(errors="backslashreplace")  # class names need not be text
     if options.check is not None:
         from fastirv2.building.check import check
 
@@ -225,10 +258,11 @@ def _run(options: Options) -> None:
         print(build(options))
 
 
-def _stop(*_: object) -> None:
-    """End what runs; what is written so far stays."""
+def _stop(number: int, _: object) -> None:
+    """End what runs; a second signal does not end it in another way."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise StoppedError("stopped by SIGTERM")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise StoppedError(f"stopped by {signal.Signals(number).name}; give the same command to go on")
 
 
 if __name__ == "__main__":

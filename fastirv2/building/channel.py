@@ -42,7 +42,8 @@ class Ring:
         self._end = self._copied = 0
 
     def __del__(self) -> None:
-        os.close(self._file)
+        if hasattr(self, "_file"):
+            os.close(self._file)
 
     def put(self, pieces: list[memoryview]) -> list[int] | None:
         """Write the pieces one after the other and return where each begins; None, and nothing written, without room."""

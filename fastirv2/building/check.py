@@ -15,7 +15,6 @@ import lmdb
 import numpy as np
 
 from fastirv2.building.jpeg import BadImageError, read_frame, verify_jpeg
-from fastirv2.building.partial import partial_folder
 from fastirv2.building.sources import Place
 from fastirv2.building.workers import WorkerDiedError, Workers
 from fastirv2.building.writer import FORMAT_VERSION, INDEX, key_digits
@@ -41,10 +40,12 @@ class Verifier:
 
     def __call__(self, image: Stored) -> str:
         """Decode one stored image."""
-        data = image.place.read()
         try:
+            data = image.place.read()
             frame = read_frame(data)
             verify_jpeg(data, "CMYK" if len(frame.sampling) == 4 else "GRAY")
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
         except BadImageError as error:
             return f"does not decode: {error}"
         width, height = frame.width, frame.height
@@ -84,12 +85,12 @@ def check(path: Path, *, decode: bool = False, workers: int = 1) -> str:
 def _read_dataset(path: Path) -> dict[str, Any]:
     """Return dataset.json with the fields that the check needs."""
     file = path / "dataset.json"
-    partial = partial_folder(Path(os.path.abspath(path)))
-    if path.name.endswith(".partial") or (not path.exists() and partial.exists()):
+    partial = f"{os.path.abspath(path)}.partial"
+    if path.name.endswith(".partial") or (not os.path.exists(path) and os.path.exists(partial)):
         raise DataError(f"{path}: this build is unfinished; give its fastirv2-build-lmdb command again to go on with it")
-    if not (path / "data.mdb").exists():
+    if not os.path.exists(path / "data.mdb"):
         raise DataError(f"{path} is no LMDB folder: there is no {path / 'data.mdb'}")
-    if not file.exists():
+    if not os.path.exists(file):
         raise DataError(f"{path}: this build is unfinished, or of another program: it has no dataset.json; build it again")
     try:
         dataset = json.loads(file.read_bytes())

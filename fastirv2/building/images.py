@@ -49,7 +49,8 @@ class Task(NamedTuple):
 class Result(NamedTuple):
     """A task's outcome: the Datum (None when rejected), its image's place in it, size in pixels, and what a report says.
 
-    `value` is bytes where the builder gets it; `read` is the number of bytes read from the source, 0 when it cannot be read.
+    `value` is bytes where the builder gets it; `read` is the number of bytes read from the source, and `errno` why
+    it could not be read, 0 when it was.
     """
 
     value: bytes | pickle.PickleBuffer | None
@@ -59,6 +60,7 @@ class Result(NamedTuple):
     height: int
     reason: str
     read: int = 0
+    errno: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Preparer:
         try:
             data = task.place.read()
         except OSError as error:
-            return Result(None, 0, 0, 0, 0, f"cannot be read: {error.strerror}", 0)
+            return Result(None, 0, 0, 0, 0, f"cannot be read: {error.strerror}", 0, error.errno or -1)
         try:
             image = prepare(data, self.resize, self.quality)
         except BadImageError as error:

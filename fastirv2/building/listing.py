@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import operator
 import os
@@ -22,11 +23,17 @@ class Place(NamedTuple):
     length: int | None = None
 
     def read(self) -> bytes:
-        """Return the bytes; raises OSError when they cannot be read."""
+        """Return the bytes; raises OSError when they cannot be read, or when the file ends before them."""
         with open(self.path, "rb", buffering=0) as file:
-            if self.offset:
-                file.seek(self.offset)
-            return file.read() if self.length is None else file.read(self.length)
+            if self.length is None:
+                return file.read()
+            data = os.pread(file.fileno(), self.length, self.offset)
+            while len(data) < self.length:
+                more = os.pread(file.fileno(), self.length - len(data), self.offset + len(data))
+                if not more:
+                    raise OSError(errno.EIO, f"ends at byte {self.offset + len(data):,}, before what is to be read", self.path)
+                data += more
+            return data
 
 
 class Column:
@@ -125,7 +132,8 @@ class Source:
     """All images of a source in its own order.
 
     `names` are what reports call the images; `labels` is (N,) int32; `classes` are the names in label order. The images are
-    the files of these names in `folder`, or where `ranges` says that they are in tars.
+    the files of these names in `folder`, or where `ranges` says that they are in tars. `listed` says that a list names them,
+    and not what was found there; `notes` are sentences on what was found and is no part of it.
     """
 
     folder: str
@@ -133,6 +141,8 @@ class Source:
     labels: np.ndarray
     classes: list[str]
     ranges: Ranges | None = None
+    listed: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)

@@ -87,7 +87,7 @@ def open_list(path: str, root: str, classes: list[str] | None) -> Source:
         raise DataError(f"{path} lists no images; it needs lines of 'path label'")
     if classes is None:
         classes = [str(label) for label in range(max(labels) + 1)]
-    return Source(root, names, np.frombuffer(labels, np.int32), classes)
+    return Source(root, names, np.frombuffer(labels, np.int32), classes, listed=True)
 
 
 class _Files:

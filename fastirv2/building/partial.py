@@ -51,7 +51,11 @@ def _lock(path: Path) -> int:
 
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Raise DataError when OUT is there and may not be replaced."""
-    if not out.exists():
+    try:
+        there = out.exists()
+    except OSError as error:
+        raise DataError(f"{out} cannot be looked at: {error.strerror}; choose another OUT") from error
+    if not there:
         return
     if not overwrite:
         raise DataError(f"{out} exists already; give --overwrite to replace it, or another OUT")
@@ -70,6 +74,7 @@ def open_partial(out: Path, settings: dict[str, Any], *, overwrite: bool) -> Pat
     if folder.exists() and difference and any(folder.iterdir()):
         if not overwrite:
             raise DataError(f"{folder} {difference}; give the same command to go on, or --overwrite to begin anew")
+        (folder / "build.json").unlink(missing_ok=True)  # first: half of it without its journal would not go on
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "dataset.json").exists():
@@ -144,11 +149,13 @@ def _begun_settings(folder: Path) -> dict[str, Any] | None:
 
 def _difference(begun: dict[str, Any], settings: dict[str, Any]) -> str:
     """Return how two builds differ, "" when they do not."""
+    if begun.get("format_version") != settings["format_version"]:
+        return "was begun by another version of the program"
     for name, option in _OPTIONS.items():
         if begun.get(name) != settings[name]:
             return f"was begun with {option} {begun.get(name)}, not {settings[name]}"
     if begun.get("images") != settings["images"]:
-        return f"was begun from {begun.get('images'):,} images, not {settings['images']:,}"
+        return f"was begun from {begun.get('images')} images, not {settings['images']:,}"
     if begun.get("source") != settings["source"]:
         return "was begun from other images, labels or class names"
     return ""

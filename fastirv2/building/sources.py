@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
+from dataclasses import replace
 
 from fastirv2.building.class_folders import class_tars, open_class_folders, open_class_tars
 from fastirv2.building.folders import Contents, DiskFolder, Folder, holds_files
@@ -17,6 +18,7 @@ from fastirv2.errors import DataError, UsageError
 
 __all__ = ["Place", "Source", "open_source"]
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _IMAGES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
@@ -101,9 +103,9 @@ def _open_folder(path: str, folder: Folder, classes: list[str] | None, val_label
             "take one kind of them away"
         )
     if tars:
-        return open_class_tars(path, contents, classes, packed=packed)
+        return _noting(path, contents, tars, open_class_tars(path, contents, classes, packed=packed))
     if contents.folders and not (contents.files and _labelled(contents) is None):
-        return open_class_folders(path, contents, classes, packed=packed)
+        return _noting(path, contents, tars, open_class_folders(path, contents, classes, packed=packed))
     raise _no_classes(path, list(contents.files))
 
 
@@ -119,6 +121,19 @@ def _no_classes(path: str, files: list[str]) -> DataError:
         f"{path} holds {len(files):,} files but no class folders; put every class's images into a folder of its own, "
         "give a list of 'path label' lines, or, if these are validation images, their labels with --val-labels"
     )
+
+
+def _noting(path: str, contents: Contents, tars: list[str], source: Source) -> Source:
+    """Return the source with a note on the images beside its classes; raises DataError for a class in a compressed tar."""
+    beside = sorted(set(contents.files) - set(tars))
+    packed = next((name for name in beside if name.lower().endswith(_COMPRESSED)), None)
+    if packed is not None and tars:
+        raise DataError(f"{path} holds {packed} beside class tars: it cannot be read without unpacking it; decompress it first")
+    images = [name for name in beside if name.lower().endswith(_IMAGES)]
+    if not images:
+        return source
+    note = f"left out what lies beside the classes of {path}: {len(images):,} images, as {images[0]}"
+    return replace(source, notes=(note,))
 
 
 def _refuse_val_labels(path: str, contents: Contents, tars: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -24,6 +26,7 @@ _AHEAD = 8  # chunks per worker that may be under way, and
 _AHEAD_AT_LEAST = 128  # so many whatever the number of workers: they go on while the writer waits for the disk
 _AHEAD_BYTES = 96 << 20  # of results that wait for an earlier one, and as many again that wait to be taken
 _MESSAGE_BYTES = 1 << 20  # of results after which a worker sends what it has
+_FILES_A_WORKER, _FILES_BESIDES = 6, 256  # descriptors: pipe, shared memory, and what the fork server keeps for each
 _DEATHS = 8  # that a pool outlives: on a machine without memory each replacement would die in its turn
 
 
@@ -33,6 +36,7 @@ class WorkerDiedError(RuntimeError):
     def __init__(self, task: Any, process: int | None, exit_code: int | None) -> None:
         self.task = task
         self.process = process
+        self.exit_code = exit_code
         self.how = f"killed by signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
         super().__init__(f"worker process {process} ended ({self.how}) while working on {task}")
 
@@ -96,14 +100,18 @@ class Workers:
         self._tried_again: set[int] = set()
 
     def __enter__(self) -> Workers:
-        # Ctrl-C goes to every process of the terminal: workers inherit that it is ignored, and end when the builder does.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
+        _allow_files(_FILES_A_WORKER * self._count + _FILES_BESIDES)
+        # Ctrl-C goes to every process of the terminal: workers inherit that it is blocked, and end when the builder does.
+        resource_tracker.ensure_running()  # which would let it through again when it starts
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for _ in range(self._count):
                 self._start()
+        except BaseException:
+            self.__exit__()
+            raise
         finally:
-            if handler is not None:
-                signal.signal(signal.SIGINT, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -289,6 +297,9 @@ def _neighbours() -> list[str]:
     return [name for name in sys.modules if name.startswith(f"{__package__}.")]
 
 
-def _in_main_thread() -> bool:
-    """Return whether signal handlers can be set here."""
-    return threading.current_thread() is threading.main_thread()
+def _allow_files(count: int) -> None:
+    """Raise the soft limit on open files to `count`, as far as the hard one allows: many systems have 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -133,7 +133,7 @@ class RecordWriter:
         counts = np.cumsum(rows["stored"], dtype=np.int64)
         entries = self._env.stat()["entries"]
         if entries > (counts[-1] if len(counts) else 0):
-            raise DataError(f"{self.folder} holds {entries:,} records, more than its journal; begin anew with --overwrite")
+            raise DataError(f"{self.folder} holds {entries:,} records, more than its journal; remove it to begin anew")
         rows = rows[: int(np.searchsorted(counts, entries)) + 1 if entries else 0]
         os.truncate(journal, len(rows) * ROW.itemsize)
         os.truncate(report, int(rows["report_end"][-1]) if len(rows) else 0)
@@ -156,7 +156,7 @@ def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any]) ->
     count = int(rows["stored"].sum())
     extents = value_extents(folder)
     if len(extents) != count:
-        raise DataError(f"{folder} and its journal differ: begin anew with --overwrite")
+        raise DataError(f"{folder} and its journal differ: remove it to begin anew")
     digest, totals = hashlib.sha256(), np.zeros(len(classes), np.int64)
     write_file(folder / "index.npy", lambda stream: _write_index(stream, folder, rows, extents, digest, totals))
     dataset = {
@@ -187,7 +187,7 @@ def _write_index(
         places = extents[start : start + len(part)]
         start += len(part)
         if (places["length"] < part["length"] + part["header"]).any():
-            raise DataError(f"{folder} and its journal differ: begin anew with --overwrite")
+            raise DataError(f"{folder} and its journal differ: remove it to begin anew")
         index = np.empty(len(part), INDEX)
         index["offset"] = places["offset"] + part["header"]
         for field in ("length", "label", "width", "height"):

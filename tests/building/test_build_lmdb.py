@@ -348,8 +348,95 @@ def test_a_killed_worker_is_named_and_its_images_are_tried_once_more(blocked):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 65
     assert errors.count("\n") == 1
-    assert f"worker process {second} ended (killed by signal 9; out of memory?) while working on {pipe}, as one" in errors
+    assert f"worker process {second} ended (killed by signal 9; out of memory?) while working on {pipe}, as others" in errors
     assert "give the same command to go on" in errors
+
+
+def test_images_that_are_gone_for_a_while_are_not_left_out(blocked, tmp_path):
+    """A disk that fails ends the build; when it is back, the same command has every image."""
+    process, pipe, writing = blocked
+    classes = pipe.parent
+    classes.rename(tmp_path / "away")
+    writing.write(jpeg())
+    writing.close()
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 65
+    assert f"{classes} is there no longer; when it is back, the same command goes on" in errors
+    (tmp_path / "away").rename(classes)
+    pipe.unlink()
+    pipe.write_bytes(jpeg())
+    db = built(classes.parent, tmp_path / "db", max_bad=0.0)
+    assert dataset(db)["count"] == 41
+
+
+def test_an_image_that_alone_is_gone_is_left_out(tmp_path):
+    folder = class_folders(tmp_path / "source", {"ant": 4})
+    (folder / "ant/link.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert report(built(folder, tmp_path / "db", max_bad=1.0)) == [
+        {"path": "ant/link.jpg", "reason": "cannot be read: No such file or directory", "action": "rejected"}
+    ]
+
+
+def test_ctrl_c_while_workers_start_is_not_lost(tmp_path):
+    folder = class_folders(tmp_path / "source", {"ant": 3000}, width=8, height=8)
+    line = [sys.executable, "-m", "fastirv2.build_lmdb", str(folder), str(tmp_path / "db"), "--workers", "12"]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "db.partial/journal").exists() and process.poll() is None:
+        time.sleep(0.005)  # the writer is there, and the workers are next
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    assert "give the same command to go on" in errors
+    assert "Traceback" not in errors
+
+
+def test_more_workers_than_a_process_may_have_files_are_no_mistake(tmp_path):
+    folder = class_folders(tmp_path / "source", {"ant": 200}, width=8, height=8)
+    done = command(folder, tmp_path / "db", "--workers", 40, preexec_fn=limit_open_files)
+    assert done.returncode == 0, done.stderr
+
+
+def limit_open_files():
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def test_an_out_that_another_builder_finished_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    folder = class_folders(tmp_path / "source", {"ant": 3})
+    listing = command_module().open_source
+
+    def slow(*arguments):
+        built(folder, tmp_path / "db", seed=1) if not (tmp_path / "db").exists() else None
+        return listing(*arguments)
+
+    monkeypatch.setattr(command_module(), "open_source", lambda *a: (monkeypatch.undo(), slow(*a))[1])
+    with pytest.raises(DataError, match="exists already"):
+        built(folder, tmp_path / "db")
+    assert dataset(tmp_path / "db")["seed"] == 1
+
+
+def test_an_out_that_is_a_link_is_built_where_it_leads(tmp_path):
+    folder = class_folders(tmp_path / "source", {"ant": 3})
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "db").symlink_to(tmp_path / "disk/db")
+    built(folder, tmp_path / "db")
+    built(folder, tmp_path / "db", overwrite=True)
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"db"}
+    assert (tmp_path / "db").is_symlink()
+    assert check(tmp_path / "db")
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(DataError, match="lies inside of SOURCE"):
+        built(tmp_path / "link", folder / "db")
+
+
+def test_images_beside_the_classes_are_spoken_of(tmp_path):
+    folder = class_folders(tmp_path / "source", {"ant": 3, "owl": 2})
+    (folder / "loose.jpg").write_bytes(jpeg())
+    (folder / "README.txt").write_text("no image")
+    done = command(folder, tmp_path / "db")
+    assert done.returncode == 0
+    assert f"left out what lies beside the classes of {folder}: 1 images, as loose.jpg\n" in done.stderr
 
 
 def wait_for_reader(pipe):

@@ -97,7 +97,7 @@ def test_records_without_a_journal_are_refused(tmp_path):
     writer.commit()
     writer.close()
     os.truncate(tmp_path / "journal", 0)
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(DataError, match="remove it to begin anew"):
         RecordWriter(tmp_path, 8)
 
 
