@@ -10,6 +10,8 @@ from nvidia.dali.data_node import DataNode
 
 from .colours import COLOURS
 
+_FILTERS = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
+
 
 def image_pipeline(
     source: Callable[[], list[Any]],
@@ -56,7 +58,7 @@ def image_pipeline(
         batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch, exec_dynamic=True
     )
     decoder = {"device": "cpu"} if device_id is None else {"device": "mixed", "hw_decoder_load": hw_decoder_load}
-    filters = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
+    decoder |= {"output_type": types.RGB, "jpeg_fancy_upsampling": True}
     count = 5 if colours == "none" else 8
     with pipeline:
         stored, start, end, size, labels, *drawn = fn.external_source(
@@ -66,17 +68,14 @@ def image_pipeline(
             no_copy=True,
             layout=["CHW" if form == "planes" else None, *[None] * (count - 1)],
         )
+        stored = _on_device(stored, device_id) if form == "planes" else stored
+        stored = fn.io.file.read(stored) if form == "files" else stored
         if whole:
-            corner, shape, mirrored = start, end, size
-            if form == "planes":
-                images = fn.slice(_on_device(stored, device_id), start=corner, shape=shape, axes=[1, 2])
-            else:
-                images = _decode_window(stored, form, decoder, corner, shape)
-            images = fn.flip(images, horizontal=mirrored)
+            images = _cut(stored, start, end, size, form, decoder)
         else:
-            images = _on_device(stored, device_id) if form == "planes" else _decode(stored, form, decoder)
+            images = stored if form == "planes" else fn.decoders.image(stored, **decoder)
             window = {"roi_start": start, "roi_end": end, "roi_relative": True}
-            images = fn.resize(images, size=size, interp_type=filters[interpolation], **window)
+            images = fn.resize(images, size=size, interp_type=_FILTERS[interpolation], **window)
         if form == "planes":
             images = fn.transpose(images, perm=[1, 2, 0])
             images = fn.color_space_conversion(images, image_type=types.BGR, output_type=types.RGB)
@@ -86,17 +85,15 @@ def image_pipeline(
     return pipeline
 
 
-def _decode(stored: DataNode, form: str, decoder: dict[str, Any]) -> DataNode:
-    """Decode encoded images, or files of them."""
-    encoded = fn.io.file.read(stored) if form == "files" else stored
-    return fn.decoders.image(encoded, output_type=types.RGB, jpeg_fancy_upsampling=True, **decoder)
-
-
-def _decode_window(stored: DataNode, form: str, decoder: dict[str, Any], corner: DataNode, shape: DataNode) -> DataNode:
-    """Decode no more of encoded images, or files of them, than windows in whole pixels."""
-    encoded = fn.io.file.read(stored) if form == "files" else stored
-    window = {"start": corner, "shape": shape, "axes": [0, 1]}
-    return fn.decoders.image_slice(encoded, output_type=types.RGB, jpeg_fancy_upsampling=True, **window, **decoder)
+def _cut(
+    stored: DataNode, corner: DataNode, shape: DataNode, mirrored: DataNode, form: str, decoder: dict[str, Any]
+) -> DataNode:
+    """Return windows in whole pixels, mirrored where asked; of encoded images no more is decoded than they need."""
+    if form == "planes":
+        images = fn.slice(stored, start=corner, shape=shape, axes=[1, 2])
+    else:
+        images = fn.decoders.image_slice(stored, start=corner, shape=shape, axes=[0, 1], **decoder)
+    return fn.flip(images, horizontal=mirrored)
 
 
 def _on_device(node: DataNode, device_id: int | None) -> DataNode:

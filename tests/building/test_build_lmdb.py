@@ -74,6 +74,38 @@ def test_keys_sizes_and_fields_are_those_of_the_contract(out):
     assert [(row["label"], data[row["offset"] :][: row["length"]]) for row in index] == images(out)
 
 
+def fields_of(value):
+    """A message's fields by number, read as Protocol Buffers write them: a reader that is none of the program's own."""
+    fields, at = {}, 0
+
+    def number():
+        nonlocal at
+        total = shift = 0
+        while True:
+            byte = value[at]
+            at, total, shift = at + 1, total | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return total
+
+    while at < len(value):
+        tag = number()
+        if tag & 7 == 0:
+            fields[tag >> 3] = number()
+        else:
+            assert tag & 7 == 2, "neither a number nor bytes"
+            length = number()
+            fields[tag >> 3], at = value[at : at + length], at + length
+    return fields
+
+
+def test_a_reader_of_caffes_field_numbers_takes_every_record(out):
+    channels, height, width, data, label, encoded = 1, 2, 3, 4, 5, 7
+    with lmdb.open(str(out), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        read = [fields_of(value) for _, value in transaction.cursor()]
+    assert [(fields[label], fields[data]) for fields in read] == images(out)
+    assert all((fields[channels], fields[height], fields[width], fields[encoded]) == (3, 32, 48, 1) for fields in read)
+
+
 def test_the_folder_holds_what_the_contract_names(out):
     assert {path.name for path in out.iterdir()} == {"data.mdb", "lock.mdb", "index.npy", "dataset.json", "rejected.jsonl"}
     assert [path.name for path in out.parent.iterdir()] == ["db"]
