@@ -248,7 +248,8 @@ def check_share(writer: RecordWriter, count: int, max_bad: float) -> None:
 def _run(options: Options) -> None:
     """Build or check; SIGTERM and Ctrl-C end it, and what is written so far stays."""
     signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background job
+        signal.signal(signal.SIGINT, _stop)
     sys.stdout.reconfigure(errors="backslashreplace")  # class names need not be text
     if options.check is not None:
         from fastirv2.building.check import check

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def start(tmp_path, script, *arguments, **slurm):
     """Run a job script as Slurm does: a copy of it, from wherever, with the job in the environment."""
     for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
         path = stand_in(tmp_path / "bin", name, text)
-    copy = Path(shutil.copy(LAUNCH / script, tmp_path / "slurm_script"))
+    copy = Path(shutil.copy(LAUNCH / script, tempfile.mkdtemp(dir=tmp_path)))  # its own: bash reads it while it runs
     ours = {"PYTHON": sys.executable, "REQUEUED": str(tmp_path / "requeued"), "TASKS": str(tmp_path / "tasks")}
     environment = {**os.environ, **path, **ours, "PYTHONPATH": str(TOOLS.parent), **{k: str(v) for k, v in slurm.items()}}
     line = ["bash", copy, *map(str, arguments)]
