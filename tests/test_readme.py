@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 OF_OTHERS = {
     "--nproc-per-node", "--tag", "--rm", "--gpus", "--ipc", "--ulimit", "--volume", "--constraint", "--json", "--size",
-    "--batch", "--crop", "--build", "--memory", "--what", "--kills",
+    "--batch", "--build", "--memory", "--what", "--kills", "--images", "--rounds", "--seconds",
 }  # fmt: skip
 
 
