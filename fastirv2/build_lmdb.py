@@ -28,7 +28,7 @@ from fastirv2.building.partial import (
 )
 from fastirv2.building.progress import Progress
 from fastirv2.building.sources import Source, open_source
-from fastirv2.building.summary import print_summary, summary_line
+from fastirv2.building.summary import print_summary
 from fastirv2.building.workers import WorkerDiedError, Workers
 from fastirv2.building.writer import FORMAT_VERSION, RecordWriter, key_digits, write_dataset
 from fastirv2.data.counter import permutation
@@ -110,7 +110,7 @@ def parse_options(arguments: list[str]) -> Options:
 
 
 def build(options: Options) -> str:
-    """Make OUT, or go on with making it, and return the line that sums it up."""
+    """Make OUT, or go on with making it, print what it holds, and return the line that sums it up."""
     begun = time.monotonic()
     resize = Resize.parse(options.resize)
     part = options.slice()
@@ -141,9 +141,7 @@ def build(options: Options) -> str:
             fill(folder, source, order, Preparer(resize, options.quality), workers, options.max_bad)
             write_dataset(folder, source.classes, settings)
         publish(out)
-    seconds = time.monotonic() - begun
-    print_summary(out, seconds)
-    return summary_line(out, seconds)
+    return print_summary(out, time.monotonic() - begun)
 
 
 def stored_order(count: int, seed: int, limit: int | None, part: tuple[int, int]) -> np.ndarray:
@@ -215,17 +213,13 @@ def check_source(source: Source, position: int, result: Result) -> None:
     A disk that fails or is gone for a while must not cost images that are there: the build ends, and goes on later.
     """
     place = source.place(position)
-    folder = os.path.dirname(place.path)
-    if not os.path.exists(source.folder):
-        gone = source.folder
-    elif result.errno in (errno.ENOENT, errno.ENOTDIR) and not source.listed and not os.path.exists(folder):
-        gone = place.path if source.packed else folder
-    elif result.errno in _OF_THE_FILE:
-        return
+    if source.packed:
+        is_its_own = place.length == 0  # a link to what the tar does not hold: the tar itself can always be read
     else:
+        is_there = os.path.exists(source.folder) and (source.listed or os.path.exists(os.path.dirname(place.path)))
+        is_its_own = is_there and result.errno in _OF_THE_FILE
+    if not is_its_own:
         raise DataError(f"{place.path} {result.reason}; when that is mended, the same command goes on")
-    if not (source.packed and os.path.exists(source.folder)):  # a link in a tar to what is not in it is that image's fault
-        raise DataError(f"{gone} is there no longer; when it is back, the same command goes on")
 
 
 def stored_bytes(result: Result) -> int:

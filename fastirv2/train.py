@@ -119,8 +119,9 @@ def prepare(options: Options, process: Process) -> Prepared:
         *val_set.warnings,
         *check_input(val_set, config.input, training=False),
     ]
-    for records in (train_set, val_set) if needs_sizes(config.input) else ():
-        _ = records.sizes  # read here, where every rank ends with one sentence if it cannot be done
+    for records, training in ((train_set, True), (val_set, False)):
+        if needs_sizes(config.input, training=training):
+            _ = records.sizes  # read here, where every rank ends with one sentence if it cannot be done
     data = {"train": options.train_path, "val": options.val_path}
     digests = {"train_digest": train_set.digest, "val_digest": val_set.digest}
     plan = divide(config, process.world, len(train_set))

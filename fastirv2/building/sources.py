@@ -18,7 +18,6 @@ from fastirv2.errors import DataError, UsageError
 
 __all__ = ["Place", "Source", "open_source"]
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _IMAGES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
@@ -126,7 +125,7 @@ def _no_classes(path: str, files: list[str]) -> DataError:
 def _noting(path: str, contents: Contents, tars: list[str], source: Source) -> Source:
     """Return the source with a note on the images beside its classes; raises DataError for a class in a compressed tar."""
     beside = sorted(set(contents.files) - set(tars))
-    packed = next((name for name in beside if name.lower().endswith(_COMPRESSED)), None)
+    packed = next((name for name in beside if name.lower().endswith(_COMPRESSED_TARS)), None)
     if packed is not None and tars:
         raise DataError(f"{path} holds {packed} beside class tars: it cannot be read without unpacking it; decompress it first")
     images = [name for name in beside if name.lower().endswith(_IMAGES)]

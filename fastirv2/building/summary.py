@@ -15,8 +15,11 @@ from rich.table import Table
 _REASONS = 12  # lines of reasons that the table shows, the most frequent first
 
 
-def print_summary(out: Path, seconds: float) -> None:
-    """Print what the LMDB folder `out` holds, what became of the images that are not in it as they were, and the time."""
+def print_summary(out: Path, seconds: float) -> str:
+    """Print what the LMDB folder `out` holds, what became of the images that are not in it as they were, and the time.
+
+    Returns the line that sums it up.
+    """
     dataset = json.loads((out / "dataset.json").read_bytes())
     index = np.load(out / "index.npy", mmap_mode="r")
     reasons = _count_reasons(out / "rejected.jsonl")
@@ -25,18 +28,14 @@ def print_summary(out: Path, seconds: float) -> None:
     table.add_column(overflow="fold")
     for name, text in _rows(dataset, index, reasons):
         table.add_row(name, text)
-    table.add_row("size", size_text((out / "data.mdb").stat().st_size))
+    size = size_text((out / "data.mdb").stat().st_size)
+    table.add_row("size", size)
     table.add_row("time", f"{time_text(seconds)}, {dataset['count'] / max(seconds, 1e-9):,.0f} images/s")
     Console(highlight=False, markup=False).print(table)
-
-
-def summary_line(out: Path, seconds: float) -> str:
-    """Return the last line: how many images OUT holds, and what it took."""
-    count = json.loads((out / "dataset.json").read_bytes())["count"]
-    totals = {action: reasons.total() for action, reasons in _count_reasons(out / "rejected.jsonl").items()}
+    totals = {action: counts.total() for action, counts in reasons.items()}
     return (
-        f"{count:,} images, {totals['rejected']:,} rejected, {totals['repaired']:,} repaired, "
-        f"{size_text((out / 'data.mdb').stat().st_size)}, {seconds:.1f} s: {out}"
+        f"{dataset['count']:,} images, {totals['rejected']:,} rejected, {totals['repaired']:,} repaired, {size}, "
+        f"{seconds:.1f} s: {out}"
     )
 
 

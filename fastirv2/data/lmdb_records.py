@@ -131,7 +131,7 @@ def _read_about(path: str) -> dict[str, Any]:
     if not file.exists():
         if path.endswith(".partial"):
             raise DataError(f"{path} is an unfinished build; give its fastirv2-build-lmdb command again, it goes on from there")
-        raise DataError(f"{path} is an LMDB without dataset.json: it was not made by fastirv2-build-lmdb; build it with that")
+        raise DataError(f"{path} has no dataset.json: the copy or the build is incomplete; copy it or build it again")
     try:
         about = json.loads(file.read_text())
         version = about["format_version"]

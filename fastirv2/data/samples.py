@@ -119,7 +119,7 @@ class TrainOrder:
     ) -> None:
         self._where = (global_batch, world, rank)
         self._config, self._seed, self._count, self._parts, self._block = config, seed, len(records), parts, block
-        self._sizes = records.sizes if needs_sizes(config) else None
+        self._sizes = records.sizes if needs_sizes(config, training=True) else None
         self._stages = config.stages()
         self._step, self._pending = step, deque[Fed]()
         self.cuts = {stage[1:] for stage in self._stages} if self._sizes is None else set()
@@ -162,7 +162,7 @@ class ValidationOrder:
         self.steps = sampler.steps_in_validation(len(records), batch, world)
         self._where = (len(records), batch, world, rank)
         self._config = config
-        self._sizes = records.sizes if config.resize_mode == "short" else None
+        self._sizes = records.sizes if needs_sizes(config, training=False) else None
         self.cuts = {(config.resize, config.crop)} if self._sizes is None else set()
         self._step = 0
 
@@ -175,9 +175,9 @@ class ValidationOrder:
         return Fed(numbers, windows, self._config.crop, valid)
 
 
-def needs_sizes(config: InputConfig) -> bool:
+def needs_sizes(config: InputConfig, *, training: bool) -> bool:
     """Return whether windows depend on the sizes of the images."""
-    return config.augment != "crop" or config.resize_mode == "short"
+    return config.resize_mode == "short" or (training and config.augment != "crop")
 
 
 def describe(config: InputConfig) -> str:

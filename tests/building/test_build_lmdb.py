@@ -393,12 +393,28 @@ def test_images_that_are_gone_for_a_while_are_not_left_out(blocked, tmp_path):
     writing.close()
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 65
-    assert f"{classes} is there no longer; when it is back, the same command goes on" in errors
+    assert f"{classes}/" in errors
+    assert "cannot be read: No such file or directory; when that is mended, the same command goes on" in errors
     (tmp_path / "away").rename(classes)
     pipe.unlink()
     pipe.write_bytes(jpeg())
     db = built(classes.parent, tmp_path / "db", max_bad=0.0)
     assert dataset(db)["count"] == 41
+
+
+def test_a_class_tar_that_is_gone_ends_the_build(tmp_path, monkeypatch):
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for name in ("ant", "owl"):
+        folder = class_folders(tmp_path / name, {name: 3}) / name
+        subprocess.run(["tar", "-C", folder, "-cf", tars / f"{name}.tar", "."], check=True)
+    listing = command_module().open_source
+    monkeypatch.setattr(command_module(), "open_source", lambda *a: (listing(*a), (tars / "owl.tar").rename(tmp_path / "o"))[0])
+    with pytest.raises(DataError, match=r"owl\.tar cannot be read: .*; when that is mended, the same command goes on"):
+        built(tars, tmp_path / "db", max_bad=1.0)
+    monkeypatch.undo()
+    (tmp_path / "o").rename(tars / "owl.tar")
+    assert dataset(built(tars, tmp_path / "db"))["images_per_class"] == [3, 3]
 
 
 def test_an_image_that_alone_is_gone_is_left_out(tmp_path):
@@ -469,6 +485,17 @@ def test_images_beside_the_classes_are_spoken_of(tmp_path):
     done = command(folder, tmp_path / "db")
     assert done.returncode == 0
     assert f"left out what lies beside the classes of {folder}: 1 images, as loose.jpg\n" in done.stderr
+
+
+def test_a_class_in_a_compressed_tar_does_not_shift_the_labels_of_others(tmp_path):
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for name, file in (("ant", "ant.tar"), ("cat", "cat.tar.gz"), ("owl", "owl.tar")):
+        folder = class_folders(tmp_path / name, {name: 2}) / name
+        subprocess.run(["tar", "-C", folder, "-caf", tars / file, "."], check=True)
+    refused = command(tars, tmp_path / "db")
+    assert refused.returncode == 65
+    assert f"{tars} holds cat.tar.gz beside class tars: it cannot be read without unpacking it" in refused.stderr
 
 
 def wait_for_reader(pipe):

@@ -190,13 +190,18 @@ def test_records_of_the_size_that_windows_are_cut_from_are_not_resized(images, t
 def test_files_and_records_give_the_same_augmented_images(images, lmdb_folder, config, tmp_path, monkeypatch):
     """The sizes that area crops need come from index.npy there and from the files' headers here."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for path in (images, lmdb_folder):
-        records = open_records(path)
-        with Image.open(io.BytesIO(records[7][0])) as picture:
-            assert records.sizes[7].tolist() == list(picture.size[::-1])
-    assert [x.shape for x, _, _ in take(images, training(config), 4, config=config)] == [
-        x.shape for x, _, _ in take(lmdb_folder, training(config), 4, config=config)
-    ]
+    records, files = open_records(lmdb_folder), {path.read_bytes(): path for path in images.rglob("*.jpg")}
+    assert len(files) == len(records)
+    stored = [records[number] for number in range(len(records))]
+    lines = [f"{files[bytes(data)]} {label}\n" for data, label in stored]  # the files in the order of the records
+    (tmp_path / "list.txt").write_text("".join(lines))
+    listed = open_records(tmp_path / "list.txt")
+    assert np.array_equal(listed.sizes, records.sizes)
+    assert [tuple(size) for size in records.sizes[:, ::-1]] == [Image.open(io.BytesIO(data)).size for data, _ in stored]
+    both = (take(path, training(config), 4, config=config) for path in (tmp_path / "list.txt", lmdb_folder))
+    for (from_files, labels, _), (from_records, same_labels, _) in zip(*both, strict=True):
+        assert torch.equal(from_files, from_records)
+        assert torch.equal(labels, same_labels)
 
 
 def test_the_sizes_of_files_are_read_once(images, tmp_path, monkeypatch):
