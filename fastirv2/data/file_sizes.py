@@ -11,11 +11,10 @@ from itertools import islice
 
 import numpy as np
 
-from fastirv2.data.image_size import upright_size
+from fastirv2.data.image_size import HEAD_BYTES, upright_size
 from fastirv2.errors import DataError
 from fastirv2.files import alone_in, cache_folder, write_file
 
-_HEAD_BYTES = 1 << 16  # in which most headers lie, thumbnails and colour profiles included
 _THREADS = 16  # that wait for the storage at once
 _SECONDS_A_LINE = 10
 
@@ -62,7 +61,7 @@ def _size(path: str) -> tuple[int, int]:
     """Return height and width of one image."""
     try:
         with open(path, "rb", buffering=0) as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
             try:
                 width, height = upright_size(head)
             except ValueError:
