@@ -25,6 +25,7 @@ def image_pipeline(
     interpolation: Literal["linear", "cubic"],
     whole: bool,
     hw_decoder_load: float,
+    views: int = 1,
 ) -> Pipeline:
     """Make the graph from `source`'s batches to images and labels.
 
@@ -49,10 +50,12 @@ def image_pipeline(
             pixels, as their top left corners int32 (batch, 2) and sizes int32 (batch, 2), (y, x), and by int32 (batch,) of
             what is mirrored, in place of the window starts, ends and sizes above. Only what is cut out is decoded.
         hw_decoder_load: share of a batch that goes to a GPU's JPEG engines, 0 … 1; pixels repeat exactly only at 0.
+        views: windows of an image, which is decoded once: where it is more than one, window starts and ends are float32
+            (batch, views, 2), the images are not `whole`, and `colours` is "none".
 
     Returns:
-        a pipeline, not built, with two outputs: images (batch, height, width, 3) in RGB, 0 … 255, uint8, or float16 from
-        "jitter", which exceeds that range; labels int64 (batch,).
+        a pipeline, not built, with two outputs: images (batch, height, width, 3), or (batch, views, height, width, 3) of
+        several views, in RGB, 0 … 255, uint8, or float16 from "jitter", which exceeds that range; labels int64 (batch,).
     """
     pipeline = Pipeline(
         batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch, exec_dynamic=True
@@ -74,10 +77,12 @@ def image_pipeline(
             images = _cut(stored, start, end, size, form, decoder)
         else:
             images = stored if form == "planes" else fn.decoders.image(stored, **decoder)
-            window = {"roi_start": start, "roi_end": end, "roi_relative": True}
-            images = fn.resize(images, size=size, interp_type=_FILTERS[interpolation], **window)
+            windows = [(start, end)] if views == 1 else [(start[view], end[view]) for view in range(views)]
+            options = {"size": size, "interp_type": _FILTERS[interpolation], "roi_relative": True}
+            resized = [fn.resize(images, roi_start=first, roi_end=last, **options) for first, last in windows]
+            images = resized[0] if views == 1 else fn.stack(*resized)
         if form == "planes":
-            images = fn.transpose(images, perm=[1, 2, 0])
+            images = fn.transpose(images, perm=[1, 2, 0] if views == 1 else [0, 2, 3, 1])
             images = fn.color_space_conversion(images, image_type=types.BGR, output_type=types.RGB)
         if colours != "none":
             images = COLOURS[colours](images, *drawn)

@@ -18,7 +18,7 @@ _DISTORTED_AREA, _COVERED, _DISTORTED_ASPECTS, _DISTORTED_TRIES = 0.05, 0.1, (0.
 
 @dataclass(frozen=True)
 class Windows:
-    """The window of each of B samples, relative to its image: float32 (B, 2), (y, x) in 0 … 1.
+    """The window of each of B samples, relative to its image: float32 (B, 2), (y, x) in 0 … 1; of several views (B, views, 2).
 
     A window that ends left of where it starts is mirrored.
     """

@@ -19,10 +19,10 @@ from fastirv2.pipelines.images import decoding_error, image_pipeline
 
 
 class Batch(NamedTuple):
-    """A batch on the device, and how many of its B samples are no padding.
+    """A batch on the device, and how many of its B records are no padding.
 
     Images (B, 3, H, W) in RGB, channels last, 0 … 255, are uint8, or float16 where their colours were jittered; labels are
-    int64 (B,).
+    int64 (B,). From an order with several views of an image they are (B × views, 3, H, W), those of one image in a row.
     """
 
     images: torch.Tensor
@@ -68,6 +68,7 @@ class Loader:
             colours=order.colours,
             interpolation=config.interpolation,
             whole=self._whole,
+            views=order.views,
             hw_decoder_load=config.hw_decoder_load,
         )
         self._pipeline.build()
@@ -101,6 +102,7 @@ class Loader:
                 raise self._explained(error) from error
         images, labels = (torch.from_dlpack(output.as_tensor()) for output in outputs)
         self._gone.append(self._fed.popleft())
+        images = images.view(-1, *images.shape[-3:])
         self._last = Batch(images.permute(0, 3, 1, 2), labels, self._gone[-1][0].valid)
         return self._last
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from fastirv2.data import colour, sampler
+from fastirv2.data import colour, sampler, views
 from fastirv2.data.augment import Windows, area_crops, centre_crops, distorted_crops, random_crops
 from fastirv2.data.dataset import Records
 from fastirv2.errors import DataError, UsageError
@@ -91,10 +91,12 @@ class Order(Protocol):
     """Batches in their order, without end.
 
     `colours` names what is drawn for their colours, `cuts` holds each (resize, crop) of windows that are whole pixels of a
-    warped image; it is empty where they are others.
+    warped image; it is empty where they are others. `views` is how many samples are made of an image: where it is more than
+    one, the windows are (B, views, 2), and nothing is drawn for colours.
     """
 
     colours: Literal["none", "jitter", "distortion"]
+    views: int
     cuts: set[tuple[int, int]]
 
     def __call__(self) -> Fed:
@@ -103,6 +105,8 @@ class Order(Protocol):
 
 class TrainOrder:
     """The batches of one rank from an optimizer step on, without end: `parts` passes of equal size a step."""
+
+    views = 1
 
     def __init__(
         self,
@@ -154,30 +158,42 @@ class TrainOrder:
 
 
 class ValidationOrder:
-    """The batches of one rank over all records in order, padded to one shape; after the last it begins again."""
+    """The batches of one rank over all records in order, padded to one shape; after the last it begins again.
+
+    With 12 or 144 `crops` of an image (data/views.py) an image gives `views` samples, and each batch of records comes
+    `passes` times before the next: a validation is steps × passes calls. Raises UsageError for another number of crops.
+    """
 
     colours: Literal["none"] = "none"
 
-    def __init__(self, records: Records, config: InputConfig, *, batch: int, world: int, rank: int) -> None:
+    def __init__(self, records: Records, config: InputConfig, *, batch: int, world: int, rank: int, crops: int = 1) -> None:
+        self.views, self.passes = views.protocol(crops)
         self.steps = sampler.steps_in_validation(len(records), batch, world)
         self._where = (len(records), batch, world, rank)
-        self._config = config
-        self._sizes = records.sizes if needs_sizes(config, training=False) else None
-        self.cuts = {(config.resize, config.crop)} if self._sizes is None else set()
-        self._step = 0
+        self._config, self._crops = config, crops
+        self._sizes = records.sizes if needs_sizes(config, training=False, crops=crops) else None
+        self.cuts = {(config.resize, config.crop)} if self._sizes is None and crops == 1 else set()
+        self._calls = 0
 
     def __call__(self) -> Fed:
         """Return the next batch."""
-        numbers, valid = sampler.validation_batch(self._step, *self._where)
-        self._step = (self._step + 1) % self.steps
+        step, turn = divmod(self._calls, self.passes)
+        self._calls = (self._calls + 1) % (self.steps * self.passes)
+        numbers, valid = sampler.validation_batch(step, *self._where)
         sizes = self._sizes[numbers] if self._sizes is not None else None
-        windows = centre_crops(len(numbers), self._config.resize, self._config.crop, sizes)
-        return Fed(numbers, windows, self._config.crop, valid)
+        return Fed(numbers, self._windows(turn, len(numbers), sizes), self._config.crop, valid)
+
+    def _windows(self, turn: int, count: int, sizes: np.ndarray | None) -> Windows:
+        """Return the windows of `count` images in a pass over them."""
+        if self._crops == 144:
+            return views.pass_of_144_crops(turn, self._config.crop, sizes)
+        cut = centre_crops if self._crops == 1 else views.twelve_crops
+        return cut(count, self._config.resize, self._config.crop, sizes)
 
 
-def needs_sizes(config: InputConfig, *, training: bool) -> bool:
-    """Return whether windows depend on the sizes of the images."""
-    return config.resize_mode == "short" or (training and config.augment != "crop")
+def needs_sizes(config: InputConfig, *, training: bool, crops: int = 1) -> bool:
+    """Return whether windows depend on the sizes of the images; `crops` of each in validation."""
+    return config.resize_mode == "short" or crops == 144 or (training and config.augment != "crop")
 
 
 def describe(config: InputConfig) -> str:
