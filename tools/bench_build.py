@@ -3,10 +3,12 @@
 --resize none     beside strict libjpeg-turbo decoding of the same files, with nothing written: the least that verifying takes.
 --resize 328x328  beside the script that everyone writes: Pillow, an LMDB, a commit every 1,000 (build_yardsticks.py).
 
-All are processes with the same number of workers, on files in the page cache, taken in turn. Each rate comes in two kinds:
-whole     images / seconds from the command's start to its exit, Python's start and imports included; `ratio` is of these.
-marginal  images more / seconds more, from the median seconds of the images and of a quarter of them: what a build of millions
-          comes to, where the start no longer counts.
+All are processes with the same number of workers, on files in the page cache, taken in turn. Each rate comes in three kinds:
+whole      images / seconds from the command's start to its exit, Python's start and imports included; `ratio` is of these.
+marginal   images more / seconds more, from the median seconds of the images and of a quarter of them: what a build of millions
+           comes to, where the start no longer counts.
+processor  as marginal, but of the processor seconds that all of the command's processes take: what other programs on the
+           machine do at the same time changes these least.
 
 The size table says what a --resize makes of the images' size, and from that ratio what it makes of ImageNet-1k, read by GPUs at
 an assumed --gpu-rate. With --memory, bench_memory.py measures the memory of builds of many images instead.
@@ -14,7 +16,10 @@ an assumed --gpu-rate. With --memory, bench_memory.py measures the memory of bui
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import bench_memory
 import tyro
@@ -35,6 +40,7 @@ from fastirv2.host import available_cpus
 from fastirv2.report.machine import spread, write_json
 
 TOOLS = Path(__file__).resolve().parent
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphans become children of this process
 PAIRS = {"none": "decode", "328x328": "pillow"}
 RESIZES = ("none", "short:400", "short:328", "328x328", "short:256", "256x256")
 IMAGENET_IMAGES = 1_281_167
@@ -69,14 +75,35 @@ def builder(source: Path, out: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "fastirv2.build_lmdb", str(source), str(out), *options]
 
 
-def run(line: list[str]) -> float:
-    """Run a command and return its seconds, from start to exit."""
-    begun = perf_counter()
+class Spent(NamedTuple):
+    """Seconds from a command's start to its exit, and processor seconds of all its processes."""
+
+    seconds: float
+    processor_seconds: float
+
+
+def run(line: list[str]) -> Spent:
+    """Run a command and return what it took."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # its server of processes ends by itself, after the command
+    others, before, begun = children(), processor_seconds(), perf_counter()
     done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     seconds = perf_counter() - begun
+    while orphans := children() - others:
+        os.waitpid(orphans.pop(), 0)
     if done.returncode:
         raise DataError(f"{' '.join(line)} ended with exit code {done.returncode}: {done.stderr.strip()}")
-    return seconds
+    return Spent(seconds, processor_seconds() - before)
+
+
+def children() -> set[int]:
+    """Return the processes that are children of this one."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def processor_seconds() -> float:
+    """Return the processor seconds of all children that have ended, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def make_sources(folder: Path, options: Options, workers: int) -> dict[int, Path]:
@@ -110,28 +137,37 @@ def measure_speed(sources: dict[int, Path], out: Path, rounds: int, workers: int
     """Measure each pair on each number of images in turn, the first of a pair alternating."""
     pairs = {resize: {what: defaultdict(list) for what in ("builder", other)} for resize, other in PAIRS.items()}
     for number in range(rounds):
-        for resize, seconds in pairs.items():
+        for resize, spent in pairs.items():
             for count, source in sources.items():
-                for what in list(seconds) if number % 2 == 0 else list(seconds)[::-1]:
-                    seconds[what][count].append(run(command(what, resize, source, out, workers)))
+                for what in list(spent) if number % 2 == 0 else list(spent)[::-1]:
+                    spent[what][count].append(run(command(what, resize, source, out, workers)))
                     shutil.rmtree(out, ignore_errors=True)
-    return {resize: compare(seconds, max(sources), min(sources)) for resize, seconds in pairs.items()}
+    return {resize: compare(spent, max(sources), min(sources)) for resize, spent in pairs.items()}
 
 
-def compare(seconds: dict[str, dict[int, list[float]]], count: int, quarter: int) -> dict[str, Any]:
-    """Return the two kinds of rates, and the ratios, of the builder and its yardstick."""
-    whole = {what: [count / value for value in taken[count]] for what, taken in seconds.items()}
-    longer = {what: median(taken[count]) - median(taken[quarter]) for what, taken in seconds.items()}
-    marginal = {what: (count - quarter) / value if value > 0 else None for what, value in longer.items()}
-    ours, theirs = marginal.values()
+def compare(spent: dict[str, dict[int, list[Spent]]], count: int, quarter: int) -> dict[str, Any]:
+    """Return the kinds of rates, and the ratios, of the builder and its yardstick."""
+    whole = {what: [count / taken.seconds for taken in runs[count]] for what, runs in spent.items()}
     return {
-        "seconds": {str(n): {what: spread(taken[n]) for what, taken in seconds.items()} for n in (count, quarter)},
+        "seconds": {
+            str(n): {what: spread([taken.seconds for taken in runs[n]]) for what, runs in spent.items()}
+            for n in (count, quarter)
+        },
         "whole": {
             "images_per_second": {what: spread(rates) for what, rates in whole.items()},
             "ratio": spread([a / b for a, b in zip(*whole.values(), strict=True)]),
         },
-        "marginal": {"images_per_second": marginal, "ratio": ours / theirs if ours and theirs else None},
+        "marginal": compare_longer(spent, "seconds", count, quarter),
+        "processor": compare_longer(spent, "processor_seconds", count, quarter),
     }
+
+
+def compare_longer(spent: dict[str, dict[int, list[Spent]]], kind: str, count: int, quarter: int) -> dict[str, Any]:
+    """Return images more per second more of one kind, None where noise hides it, and their ratio."""
+    medians = {what: [median(getattr(t, kind) for t in runs[n]) for n in (count, quarter)] for what, runs in spent.items()}
+    rates = {what: (count - quarter) / (long - short) if long > short else None for what, (long, short) in medians.items()}
+    ours, theirs = rates.values()
+    return {"images_per_second": rates, "ratio": ours / theirs if ours and theirs else None}
 
 
 def measure_sizes(source: Path, out: Path, options: Options, workers: int) -> dict[str, Any]:
@@ -154,20 +190,22 @@ def measure_sizes(source: Path, out: Path, options: Options, workers: int) -> di
 
 
 def show_speed(result: dict[str, Any]) -> None:
-    """Print both kinds of rates."""
+    """Print all kinds of rates."""
     print(
         f"{result['images']:,} images of {result['bytes_per_image'] / 1000:.1f} kB, {result['workers']} workers, "
         f"medians of {result['rounds']} rounds"
     )
     print(f"{'images/s':24} {'builder':>10} {'yardstick':>10} {'ratio':>7}")
     for resize, yardstick in PAIRS.items():
-        whole, marginal = (result["speed"][resize][kind] for kind in ("whole", "marginal"))
+        whole = result["speed"][resize]["whole"]
         ours, theirs = (whole["images_per_second"][what]["median"] for what in ("builder", yardstick))
         ratio = whole["ratio"]
         span = f"({ratio['min']:.2f} to {ratio['max']:.2f})"
         print(f"{f'{resize} / {yardstick}, whole':24} {ours:10,.0f} {theirs:10,.0f} {ratio['median']:7.2f}   {span}")
-        ours, theirs, ratio = (value or float("nan") for value in (*marginal["images_per_second"].values(), marginal["ratio"]))
-        print(f"{'   marginal':24} {ours:10,.0f} {theirs:10,.0f} {ratio:7.2f}")
+        for kind in ("marginal", "processor"):
+            rates = result["speed"][resize][kind]
+            ours, theirs, ratio = (value or float("nan") for value in (*rates["images_per_second"].values(), rates["ratio"]))
+            print(f"{f'   {kind}':24} {ours:10,.0f} {theirs:10,.0f} {ratio:7.2f}")
 
 
 def show_sizes(sizes: dict[str, Any]) -> None:

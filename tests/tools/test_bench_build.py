@@ -41,7 +41,7 @@ def test_build_is_measured_beside_its_yardsticks(measured):
         assert set(speed["whole"]["images_per_second"]) == {"builder", yardstick}
         ratio = speed["whole"]["ratio"]
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
-        assert set(speed["marginal"]) == {"images_per_second", "ratio"}
+        assert set(speed["marginal"]) == set(speed["processor"]) == {"images_per_second", "ratio"}
     assert "none / decode, whole" in said
     assert {"cpu", "torch", "dali"} <= set(figures["machine"])
 
@@ -70,16 +70,31 @@ def test_ones_own_images_are_measured_and_left_alone(tmp_path, images):
         bench_build.main(["--source", str(images), "--images", "24"])
 
 
+def spent(seconds, processor=None):
+    """Commands that took so many seconds, and processor seconds (four times as many unless given)."""
+    return [bench_build.Spent(*both) for both in zip(seconds, processor or [4 * value for value in seconds], strict=True)]
+
+
 def test_rates_are_of_whole_commands_and_of_what_more_images_take():
-    seconds = {"builder": {100: [2.0, 3.0, 2.5], 25: [1.0, 1.0, 1.0]}, "pillow": {100: [5.0, 3.0, 5.0], 25: [2.0, 2.0, 2.0]}}
-    compared = bench_build.compare(seconds, 100, 25)
+    builder = {100: spent([2.0, 3.0, 2.5], [4.0, 5.0, 6.0]), 25: spent([1.0, 1.0, 1.0], [2.0, 3.0, 2.0])}
+    pillow = {100: spent([5.0, 3.0, 5.0]), 25: spent([2.0, 2.0, 2.0])}
+    compared = bench_build.compare({"builder": builder, "pillow": pillow}, 100, 25)
     assert compared["whole"]["images_per_second"]["builder"]["median"] == 40
     assert compared["whole"]["ratio"] == {"min": 1, "median": 2, "max": 2.5}
     assert compared["marginal"] == {"images_per_second": {"builder": 50, "pillow": 25}, "ratio": 2}
+    assert compared["processor"] == {"images_per_second": {"builder": 25, "pillow": 6.25}, "ratio": 4}
+
+
+def test_processor_seconds_are_those_of_grandchildren_that_outlive_the_command_too():
+    work = "import time\nwhile time.process_time() < 1: pass"
+    leave = f"import subprocess as s, sys; s.Popen([sys.executable, '-c', {work!r}], stdout=s.DEVNULL, stderr=s.DEVNULL)"
+    taken = bench_build.run([sys.executable, "-c", leave])
+    assert taken.processor_seconds > 1
 
 
 def test_no_marginal_rate_is_given_where_noise_hides_it():
-    compared = bench_build.compare({"builder": {8: [1.0], 2: [1.1]}, "decode": {8: [1.2], 2: [1.0]}}, 8, 2)
+    builder, decode = {8: spent([1.0]), 2: spent([1.1])}, {8: spent([1.2]), 2: spent([1.0])}
+    compared = bench_build.compare({"builder": builder, "decode": decode}, 8, 2)
     assert compared["marginal"]["images_per_second"]["builder"] is None
     assert compared["marginal"]["ratio"] is None
 
