@@ -1,10 +1,13 @@
-"""Measure the input: images/s of the loader, beside other ways to the same batches, in the same run.
+"""Measure the input: where the loader's time goes, what cold pages cost it, and its images/s beside other ways to its batches.
 
-From images of 500 × 375 pixels as they are, and from records of the size that windows are cut from; beside DALI's own Caffe
-reader with the same operations, and beside Pillow in a torch DataLoader with as many workers as the loader has threads.
-Feeding alone, without decoding, stands beside DALI's reader alone, and the Python of the loader's main thread is timed for
-itself, with the records in the page cache and without.
+Stages: read, + decode, + resize and crop, + hand-over to torch, each with all before it. Milliseconds lie between a batch and
+the next; on a GPU, between events on the stream that batches are handed over to.
+Yardsticks: DALI's own Caffe reader with the same operations, Pillow in a torch DataLoader with as many workers as the loader
+has threads, and DALI's reader alone beside our feeding, from images of 500 × 375 pixels and from records of the size that
+windows are cut from. The Python of the loader's main thread is timed for itself.
+Cold: reading and the loader again, each round after the pages of data.mdb were dropped from the page cache and seen to be gone.
 
+Each figure is the median of rounds that are taken in turn, after the batches that were made ahead.
 `bench_data.py --build` measures fastirv2-build-lmdb instead; `--build --help` lists its options.
 """
 
@@ -15,22 +18,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import bench_build
 import photographs
 import torch
 import tyro
+from input_pages import cold_rates, main_thread_microseconds, resident_share
+from input_stages import LAST, Input, Taken, cut_off, summed_up, take
+from input_table import print_result
+from input_trace import write_trace
+from input_verdict import Figures, verdict
 from input_yardsticks import caffe_reader, pillow_loader, readers_alone
 
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
-from fastirv2.data.samples import InputConfig, TrainOrder
+from fastirv2.data.samples import InputConfig
 from fastirv2.errors import UsageError, run_command
 from fastirv2.report.machine import spread, write_json
 from fastirv2.training.distributed import Process, join
@@ -49,14 +55,14 @@ class Options:
     """Measure how many images a second the input makes ready for training on this machine."""
 
     data: Path | None = None
-    """An LMDB folder to measure over; without it, and for everything else, JPEGs are made."""
+    """An LMDB folder to measure over, whose pages leave the page cache by it; unless given, JPEGs are made."""
     images: int = 1000
     """JPEGs to make, of 500 × 375 pixels and about 100 KB like ImageNet's."""
     side: int | None = None
     """The longer side of the images in pixels, if other."""
     batch: int = 64
     """Images a batch."""
-    seconds: float = 5.0
+    seconds: float = 3.0
     """Length of one measurement."""
     rounds: int = 5
     """Measurements of each, taken in turn."""
@@ -64,10 +70,18 @@ class Options:
     """auto, cpu or cuda."""
     input: tyro.conf.OmitArgPrefixes[InputConfig] = InputConfig()  # noqa: RUF009
     """The input's own options."""
+    need: float | None = None
+    """Images/s that one GPU needs, to say how many of them this host feeds."""
+    trace: Path | None = None
+    """Write a Chrome trace of some batches through the loader into this file."""
     json: Path | None = None
     """Write the result into this file too."""
 
     def __post_init__(self) -> None:
+        if self.need is not None and self.need <= 0:
+            raise UsageError(f"--need {self.need:g} must be more than 0 images/s")
+        if self.data is not None and not (self.data / "data.mdb").is_file():
+            raise UsageError(f"--data {self.data} holds no data.mdb: give the folder of one LMDB")
         if self.data is None and self.images < self.batch:
             raise UsageError(f"--images {self.images} must be at least a batch, --batch {self.batch}")
         if self.input.augment != "crop" or self.input.resize_mode != "warp" or self.input.sizes:
@@ -98,79 +112,51 @@ def make_data(folder: Path, options: Options) -> Data:
     return Data(lmdb, files, resized, resized_files)
 
 
-def rate(batch: Callable[[], object], options: Options) -> float:
-    """Return images/s over one measurement, counted in whole batches as they come out."""
-    begun, batches = perf_counter(), 0
-    while perf_counter() - begun < options.seconds:
-        batch()
-        batches += 1
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return batches * options.batch / (perf_counter() - begun)
-
-
-def train_order(data: Path, options: Options) -> TrainOrder:
-    """Return the order of training over an LMDB."""
-    records = open_records(data)
-    return TrainOrder(records, options.input, seed=0, global_batch=options.batch, world=1, rank=0, parts=1, step=0)
-
-
-def make_loader(data: Path, options: Options, process: Process) -> Loader:
-    """Return the trainer's own loader over an LMDB."""
-    where = {"batch": options.batch, "device": process.device, "cpus": process.cpus}
-    return Loader(open_records(data), train_order(data, options), options.input, **where)
-
-
-def main_thread_microseconds(data: Path, options: Options, *, cold: bool, batches: int = 12) -> float:
-    """Return the time that drawing and feeding a record takes the loader's main thread, median over batches, in µs."""
-    records, order = open_records(data), train_order(data, options)
-    ahead = [order() for _ in range(batches)]
-    file = os.open(data / "data.mdb", os.O_RDONLY)
-    if cold:
-        os.fsync(file)
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(file)
-    order = train_order(data, options)
-    seconds = []
-    for fed in islice(ahead, batches):
-        begun = perf_counter()
-        order()
-        records.feed(fed.numbers)
-        seconds.append(perf_counter() - begun)
-    return median(seconds) / options.batch * 1e6
-
-
-def ways_to_batches(data: Data, options: Options, process: Process) -> dict[str, Callable[[], Any]]:
-    """Return what is measured: each gives one batch a call."""
-    sides = {"batch": options.batch, "resize": options.input.resize, "crop": options.input.crop}
-    loader = make_loader(data.lmdb, options, process)
-    ways: dict[str, Callable[[], Any]] = {"loader": loader.__next__}
-    ways["readers.caffe"] = caffe_reader(
-        data.lmdb, threads=loader.threads, hw_decoder_load=options.input.hw_decoder_load, **sides
-    )
+def ways_to_batches(data: Data, given: Input, open_loader: Callable[[Input], Loader]) -> dict[str, Callable[[], Any]]:
+    """Return the ways that are measured: each gives one batch a call."""
+    config = given.config
+    sides = {"batch": given.batch, "resize": config.resize, "crop": config.crop}
+    ways: dict[str, Callable[[], Any]] = {"loader": open_loader(given).__next__}
+    ways["readers.caffe"] = caffe_reader(data.lmdb, threads=given.threads, hw_decoder_load=config.hw_decoder_load, **sides)
+    records = open_records(data.lmdb)
+    ways |= readers_alone(records, given.order(records), data.lmdb, batch=given.batch, threads=given.threads)
     if data.resized and data.files and data.resized_files:
-        ways["loader, resized"] = make_loader(data.resized, options, process).__next__
-        ways["Pillow"] = pillow_loader(data.files, workers=loader.threads, **sides)
-        ways["Pillow, resized"] = pillow_loader(data.resized_files, workers=loader.threads, **sides)
-    feeding = {"batch": options.batch, "threads": loader.threads}
-    return ways | readers_alone(open_records(data.lmdb), train_order(data.lmdb, options), data.lmdb, **feeding)
+        ways["loader, resized"] = open_loader(replace(given, data=data.resized)).__next__
+        ways["Pillow"] = pillow_loader(data.files, workers=given.threads, **sides)
+        ways["Pillow, resized"] = pillow_loader(data.resized_files, workers=given.threads, **sides)
+    return ways
 
 
-def measure(data: Data, options: Options) -> dict[str, Any]:
-    """Measure everything in turn, each warmed up first."""
-    process = join(options.device)
-    python = {
-        name: spread([main_thread_microseconds(data.lmdb, options, cold=name == "cold") for _ in range(options.rounds)])
-        for name in ("warm", "cold")
-    }
-    ways = ways_to_batches(data, options, process)
-    for batch in ways.values():
-        for _ in range(4):
-            batch()
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(options.rounds):
-        for name, batch in ways.items():
-            rates[name].append(rate(batch, options))
+def measure_in_turn(data: Data, given: Input, options: Options) -> tuple[dict[str, list[Taken]], dict[str, list[Taken]]]:
+    """Return the rounds of each stage and of each way; all is closed again, so that nothing has the LMDB mapped."""
+    with ExitStack() as stack:
+
+        def open_loader(of: Input) -> Loader:
+            loader = of.loader(Loader)
+            stack.callback(loader.close)
+            return loader
+
+        ways = ways_to_batches(data, given, open_loader)
+        stages = {name: stack.enter_context(closing(loader)).run for name, loader in cut_off(given).items()}
+        rounds: dict[str, list[Taken]] = {name: [] for name in (*stages, *ways)}
+        settle = max(given.config.prefetch + 1, 2 * given.threads)  # as many as a DataLoader's workers make ahead
+        for _ in range(options.rounds):
+            for name, batch in (stages | ways).items():
+                rounds[name].append(take(batch, given, settle=settle, seconds=options.seconds))
+    return {name: rounds[name] for name in stages} | {LAST: rounds["loader"]}, {name: rounds[name] for name in ways}
+
+
+def measure(data: Data, options: Options, process: Process) -> dict[str, Any]:
+    """Measure everything; cold pages come last, since they take the warm ones away."""
+    given = Input(data.lmdb, options.input, options.batch, process.device, process.cpus)
+    if options.trace:
+        write_trace(given, options.trace)
+    resident = resident_share(data.lmdb / "data.mdb")
+    python = {"warm": main_thread_microseconds(given, options.rounds, cold=False)}
+    stages, ways = measure_in_turn(data, given, options)
+    python["cold"] = main_thread_microseconds(given, options.rounds, cold=True)
+    cold = cold_rates(given, rounds=options.rounds, seconds=options.seconds)
+    rates = {name: [taken.images_per_second for taken in rounds] for name, rounds in ways.items()}
     ratios = {
         name: spread([ours / theirs for ours, theirs in zip(rates[one], rates[other], strict=True)])
         for name, (one, other) in RATIOS.items()
@@ -178,23 +164,27 @@ def measure(data: Data, options: Options) -> dict[str, Any]:
     }
     return {
         "batch": options.batch, "resize": options.input.resize, "crop": options.input.crop, "augment": options.input.augment,
-        "threads": options.input.threads or process.cpus, "records": len(open_records(data.lmdb)),
-        "device": str(process.device), "seconds": options.seconds, "rounds": options.rounds,
+        "threads": given.threads, "cpus": given.cpus, "records": len(open_records(data.lmdb)), "device": str(process.device),
+        "seconds": options.seconds, "rounds": options.rounds, "resident_share": resident,
         "images_per_second": {name: spread(values) for name, values in rates.items()}, "ratios": ratios,
         "main_thread_microseconds_per_record": python,
+        "stages": {name: summed_up(rounds) for name, rounds in stages.items()}, "cold": cold,
     }  # fmt: skip
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """Print what was measured as a table."""
-    print(f"{result['device']}, {result['threads']} threads, batches of {result['batch']}, {result['records']:,} records")
-    for name, figures in result["images_per_second"].items():
-        print(f"{name:34} {figures['median']:10,.0f} images/s   ({figures['min']:,.0f} to {figures['max']:,.0f})")
-    for name, ratio in result["ratios"].items():
-        print(f"{name:34} {ratio['median']:10.2f}            ({ratio['min']:.2f} to {ratio['max']:.2f})")
-    for name, figures in result["main_thread_microseconds_per_record"].items():
-        spans = f"({figures['min']:.2f} to {figures['max']:.2f})"
-        print(f"{'main thread a record, ' + name:34} {figures['median']:10.2f} µs         {spans}")
+def figures_of(result: dict[str, Any], data: Data, options: Options) -> Figures:
+    """Return what the verdict rests on."""
+    size, cold = f"{options.input.resize}x{options.input.resize}", result["cold"]
+    return Figures(
+        stages={name: stage["images_per_second"]["median"] for name, stage in result["stages"].items()},
+        cpu_share=result["stages"][LAST]["cpu_share"],
+        threads=result["threads"],
+        cpus=result["cpus"],
+        gpus=torch.cuda.device_count() if result["device"] != "cpu" else 0,
+        build=None if open_records(data.lmdb).resizes == (size,) else size,
+        cold=cold["loader"]["median"] if cold["loader"] else None,
+        cold_ratio=cold["loader, cold / warm"]["median"] if cold["loader"] else 1.0,
+    )
 
 
 def main() -> None:
@@ -202,8 +192,11 @@ def main() -> None:
     if "--build" in sys.argv[1:]:
         return bench_build.main([word for word in sys.argv[1:] if word != "--build"])
     options = tyro.cli(Options, description=__doc__)
+    process, load = join(options.device), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="bench_data-") as folder:
-        result = measure(Data(options.data) if options.data else make_data(Path(folder), options), options)
+        data = Data(options.data) if options.data else make_data(Path(folder), options)
+        result = measure(data, options, process) | {"load_average": load}
+        result["verdict"] = asdict(verdict(figures_of(result, data, options), options.need))
     print_result(result)
     return write_json(options.json, result)
 

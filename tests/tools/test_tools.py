@@ -36,22 +36,6 @@ def test_plot_log_refuses_what_is_no_run(tmp_path):
     assert (done.returncode, done.stderr) == (65, f"plot_log: {tmp_path} is no run folder: it has no metrics.jsonl\n")
 
 
-def test_bench_data_measures_the_loader_beside_other_ways_to_the_same_batches(tmp_path, lmdb_folder):
-    options = ("--batch", "8", "--seconds", "0.2", "--rounds", "2", "--resize", "88", "--crop", "80", "--device", "cpu")
-    said, measured = result(tmp_path, "bench_data.py", *options, "--images", "40", "--side", "100")
-    rates, ratios = measured["images_per_second"], measured["ratios"]
-    ours = {"loader", "loader, resized", "reading"}
-    assert set(rates) == {*ours, "readers.caffe", "readers.caffe, reading", "Pillow", "Pillow, resized"}
-    assert all(rate["median"] > 0 for rate in rates.values())
-    assert len(ratios) == 5
-    assert all(ratio["min"] <= ratio["median"] <= ratio["max"] for ratio in ratios.values())
-    assert all(name in said for name in (*rates, *ratios))
-    assert set(measured["main_thread_microseconds_per_record"]) == {"warm", "cold"}
-    assert {"cpu", "torch", "dali"} <= set(measured["machine"])
-    _, over_own_data = result(tmp_path, "bench_data.py", *options, "--data", lmdb_folder)
-    assert set(over_own_data["ratios"]) == {"loader / readers.caffe", "reading / readers.caffe, reading"}
-
-
 def test_bench_model_measures_the_step_beside_a_matrix_product(tmp_path):
     options = ("--size", "75", "--batch", "2", "4", "--rounds", "2", "--device", "cpu", "--amp", "fp32")
     _, measured = result(tmp_path, "bench_model.py", *options)
