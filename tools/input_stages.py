@@ -63,11 +63,9 @@ class CutOff(Loader):
 
     def __init__(self, stage: str, records: Records, order: Order, config: InputConfig, **where: Any) -> None:
         super().__init__(records, order, config, **where)
-        self._streams = self._stream()
+        self._stage = stage
         if stage == "resize/crop":
             return
-        if stage == "read":
-            self._streams = []
         on_gpu = self._device.type == "cuda" and stage != "read"
         self._pipeline = Pipeline(
             batch_size=where["batch"],
@@ -95,9 +93,12 @@ class CutOff(Loader):
 
     def run(self) -> Any:
         """Return the graph's next outputs; what it was fed is kept for as long as the loader keeps it."""
-        outputs = self._pipeline.run(*self._streams)
+        outputs = self._pipeline.run(*self._stream())
         self._gone.append(self._fed.popleft())
         return outputs
+
+    def _stream(self) -> list[torch.cuda.Stream]:
+        return [] if self._stage == "read" else super()._stream()
 
 
 def cut_off(given: Input) -> dict[str, CutOff]:
