@@ -206,8 +206,8 @@ def describe(config: InputConfig) -> str:
     return f"{trained}cropped to {crops} pixels; in validation {resized} and cropped to {config.crop}"
 
 
-def check_input(records: Records, config: InputConfig, *, training: bool) -> list[str]:
-    """Return what is lost when records as they are stored become this input: a sentence each.
+def check_input(records: Records, config: InputConfig, *, training: bool, crops: int = 1) -> list[str]:
+    """Return what is lost when records as they are stored become this input: a sentence each; `crops` as `needs_sizes` has it.
 
     Raises:
         DataError: the input would be something else than its options say.
@@ -227,11 +227,16 @@ def check_input(records: Records, config: InputConfig, *, training: bool) -> lis
                 f"{built}, so that the aspect of its images is lost: the area crops of --input.augment {config.augment} are "
                 "distorted by as much; build it with --resize none or short:N"
             )
-        needed = config.crop if area else config.resize
-        if sides and min(sides) < needed:
+        if "x" in stored and crops == 144:
             sentences.append(
-                f"{built}: its images are enlarged to {needed} pixels; build it with at least {needed}, or train with a "
-                f"smaller --input.{'crop' if area else 'resize'}"
+                f"{built}, so that the aspect of its images is lost: the three squares that 144 crops take at each scale are "
+                "one; build it with --resize none or short:N"
+            )
+        needed = views.scales(config.crop)[-1] if crops == 144 else config.crop if area else config.resize
+        if sides and min(sides) < needed:
+            instead = "take 12 crops" if crops == 144 else f"train with a smaller --input.{'crop' if area else 'resize'}"
+            sentences.append(
+                f"{built}: its images are enlarged to {needed} pixels; build it with at least {needed}, or {instead}"
             )
     if len(records.resizes) > 1:
         sentences.append(f"{records.path} joins LMDBs built with different --resize: {' and '.join(records.resizes)}")

@@ -16,7 +16,7 @@ from fastirv2.data.augment import centre_crops, resized_sizes
 from fastirv2.data.datum import Datum
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
-from fastirv2.data.samples import InputConfig, ValidationOrder, needs_sizes
+from fastirv2.data.samples import InputConfig, ValidationOrder, check_input, needs_sizes
 from fastirv2.data.views import pass_of_144_crops, protocol, scales, twelve_crops
 from fastirv2.errors import UsageError
 from tests.conftest import build, photograph
@@ -258,31 +258,38 @@ def test_two_ranks_make_the_views_of_one_and_the_last_batch_is_padded(folder, cr
     assert np.array_equal(np.concatenate([images for images, _, _ in batches]), np.concatenate([whole, whole[-1:]]))
 
 
-@pytest.mark.parametrize("crops", [12, 144])
-def test_every_form_of_data_gives_the_same_views(folder, crops, tmp_path):
-    views = by_label(folder, crops)
-    lines = [f"{folder}/class{label}/0.jpg {label}\n" for label in range(len(PICTURES))]
-    (tmp_path / "list.txt").write_text("".join(lines))
-    raw = tmp_path / "raw"
-    with lmdb.open(os.fspath(raw), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+@pytest.fixture(scope="module")
+def forms(folder, tmp_path_factory):
+    """The same images as a list, raw planes, an LMDB, and one of two parts."""
+    out = tmp_path_factory.mktemp("forms")
+    (out / "list.txt").write_text("".join(f"{folder}/class{label}/0.jpg {label}\n" for label in range(len(PICTURES))))
+    with lmdb.open(os.fspath(out / "raw"), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
         for label in range(len(PICTURES)):
             planes = np.asarray(upright(folder, label))[:, :, ::-1].transpose(2, 0, 1)
             shape = dict(zip(("channels", "height", "width"), planes.shape, strict=True))
             datum = Datum(**shape, data=planes.tobytes(), label=label, encoded=False)
             transaction.put(b"%08d" % label, datum.SerializeToString())
-    assert open_records(raw).form == "planes"
-    for path in (tmp_path / "list.txt", raw):
-        assert np.array_equal(by_label(path, crops), views)
-    parts = ",".join(str(build(folder, tmp_path / f"part{part}", "--part", f"{part}/2")) for part in (1, 2))
-    stored = by_label(parts, crops)
-    assert np.array_equal(stored[:-1], views[:-1])
-    assert differences(stored[-1], views[-1])[0].max() < 2  # the builder sets it upright and encodes it anew
-    assert np.array_equal(by_label(build(folder, tmp_path / "lmdb"), crops), stored)
+    parts = ",".join(str(build(folder, out / f"part{part}", "--part", f"{part}/2")) for part in (1, 2))
+    return {"list": out / "list.txt", "planes": out / "raw", "lmdb": build(folder, out / "lmdb"), "parts": parts}
 
 
-def test_records_stored_at_the_size_that_they_are_warped_to_give_the_right_views(folder, tmp_path):
+@pytest.mark.parametrize("crops", [12, 144])
+def test_every_form_of_data_gives_the_same_views(folder, forms, crops):
+    files, *others, stored, joined = (by_label(path, crops) for path in (folder, *forms.values()))
+    assert open_records(forms["planes"]).form == "planes"
+    assert all(np.array_equal(other, files) for other in others)
+    assert np.array_equal(stored[:-1], files[:-1])
+    assert differences(stored[-1], files[-1])[0].max() < 2  # the builder sets it upright and encodes it anew
+    assert np.array_equal(joined, stored)
+
+
+@pytest.fixture(scope="module")
+def warped(folder, tmp_path_factory):
+    return build(folder, tmp_path_factory.mktemp("warped") / "lmdb", "--resize", "88x88")
+
+
+def test_records_stored_at_the_size_that_they_are_warped_to_give_the_right_views(warped):
     """The graph that cuts such records instead of resizing them is for one window of an image."""
-    warped = build(folder, tmp_path / "warped", "--resize", "88x88")
     loader, order = loading(warped, 12)
     assert (loader._whole, order.cuts) == (False, set())
     loader.close()
@@ -301,6 +308,21 @@ def test_records_stored_at_the_size_that_they_are_warped_to_give_the_right_views
 def test_sizes_of_images_are_needed_for_144_crops_and_where_the_aspect_is_kept():
     assert [needs_sizes(SIZE, training=False, crops=crops) for crops in (1, 12, 144)] == [False, False, True]
     assert [needs_sizes(SHORT, training=False, crops=crops) for crops in (1, 12, 144)] == [True, True, True]
+
+
+def test_what_144_crops_lose_of_warped_and_of_small_records_is_said(folder, warped, tmp_path):
+    short = build(folder, tmp_path / "short", "--resize", "short:100")
+
+    def said(path, crops):
+        return check_input(open_records(path), SIZE, training=False, crops=crops)
+
+    assert [said(path, crops) for path in (warped, short, folder) for crops in (1, 12)] == [[]] * 6
+    assert said(folder, 144) == []
+    (enlarged,) = said(short, 144)
+    assert enlarged.endswith("its images are enlarged to 111 pixels; build it with at least 111, or take 12 crops")
+    squares, enlarged = said(warped, 144)
+    assert "the three squares that 144 crops take at each scale are one; build it with --resize none or short:N" in squares
+    assert "enlarged to 111 pixels" in enlarged
 
 
 @pytest.mark.parametrize("crops", [0, -1, 2, 10, 13, 143, 288])
