@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastirv2.config import Config, Options, as_table, parse, read_recipe, recipe_names, to_toml
+from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
 from fastirv2.data.dataset import Records, check_classes
 from fastirv2.data.loader import Loader
@@ -24,6 +25,7 @@ from fastirv2.report.console import Console
 from fastirv2.training.distributed import (
     Agreement,
     Process,
+    from_all,
     join,
     leave,
     neighbours,
@@ -36,7 +38,7 @@ from fastirv2.training.engine import NORMALISE, Engine, choose_precision
 from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import create_optimizer, set_rate
 from fastirv2.training.plan import Plan, make_plan
-from fastirv2.training.run import Run, draw, log_interval, restore, save, validate
+from fastirv2.training.run import Run, draw, end_for_fault, log_interval, restore, save, validate
 from fastirv2.training.schedule import for_run, learning_rate
 
 PROGRAM = "fastirv2.train"
@@ -47,6 +49,7 @@ def train(run: Run, config: Config) -> None:
 
     Raises:
         StoppedError: a signal came; the state is saved.
+        DataError: a record cannot be decoded; the state is saved.
         DivergedError: the loss is no finite number.
     """
     plan = run.plan
@@ -66,22 +69,28 @@ def train(run: Run, config: Config) -> None:
             log_interval(run, rate)
         if run.pending:
             close_epoch(run)
-        received, due = run.agree()
+        agreed = run.agree()
         stop = step == config.train.stop_after
-        if (due or received or stop) and run.saved_step != step:
+        if (any(agreed) or stop) and run.saved_step != step:
             save(run)
-        if received and step < plan.total_steps:
-            raise stopped(run, received)
+        if agreed.fault:
+            end_for_fault(run)
+        if agreed.signal and step < plan.total_steps:
+            raise stopped(run, agreed.signal)
         if stop:
-            return
+            break
+    if any(from_all(run.fault is not None)):  # in the last step, after which nobody was asked
+        end_for_fault(run)
 
 
 def close_epoch(run: Run) -> None:
     """Validate the epoch that has ended, save, and draw; a signal that comes meanwhile ends the run, the rest still to do."""
-    received = validate(run)
+    agreed = validate(run)
     save(run)
-    if received:
-        raise stopped(run, received)
+    if agreed.fault:
+        end_for_fault(run)
+    if agreed.signal:
+        raise stopped(run, agreed.signal)
     if run.process.first:
         draw(run.folder)
 
@@ -175,7 +184,7 @@ def build(prepared: Prepared, folder: Path, process: Process, console: Console, 
         block=config.data.block,
     )
     val_order = ValidationOrder(prepared.val, config.input, batch=plan.batch, world=plan.world, rank=process.rank)
-    shape = {"batch": plan.batch, "device": process.device, "cpus": process.cpus}
+    shape = {"batch": plan.batch, "device": process.device, "cpus": process.cpus, "on_bad": config.data.on_bad}
     run = Run(
         plan=plan,
         process=process,
@@ -189,6 +198,7 @@ def build(prepared: Prepared, folder: Path, process: Process, console: Console, 
         optimizer=create_optimizer(engine.model, config.optimizer),
         train=Loader(prepared.train, order, config.input, **shape),
         val=Loader(prepared.val, val_order, config.input, **shape),
+        most_bad=max(1, len(prepared.train) // 1000),
         val_steps=val_order.steps,
         agreement=Agreement(),
     )
@@ -307,6 +317,7 @@ def execute(options: Options, process: Process, console: Console) -> None:
     before = state["config"]["statistics"]["images"] if state else prepared.plan.bn_images
     if before != prepared.plan.bn_images:
         console.warn(f"normalisation statistics were taken over {before} images so far, and are from here on over others")
+    on_bus_error([prepared.train, prepared.val], end_at_once)
     run = build(prepared, Path(options.out), process, console, state)
     if state:
         console.say(f"going on after step {step:,}")
@@ -320,6 +331,13 @@ def execute(options: Options, process: Process, console: Console) -> None:
         if process.first:
             os.close(lock)
     return None
+
+
+def end_at_once(sentence: str) -> None:
+    """End this process from a thread of its own, since what it waits for will not come."""
+    print(f"{PROGRAM}: {sentence}", file=sys.stderr, flush=True)
+    tell_peers(DataError.exit_code)
+    os._exit(DataError.exit_code)
 
 
 if __name__ == "__main__":

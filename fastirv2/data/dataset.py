@@ -57,6 +57,10 @@ class Records(ABC):
     def where(self, number: int) -> str:
         """Name a record for a message."""
 
+    def lost(self) -> str:
+        """Return a sentence when what was opened is no longer there as it was, otherwise an empty string."""
+        return ""
+
 
 def check_classes(records: Iterable[Records]) -> list[str]:
     """Return the classes that all the data sets share; raises DataError where they differ.

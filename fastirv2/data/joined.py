@@ -61,6 +61,10 @@ class JoinedRecords(Records):
         folder = self._which(number)
         return self._folders[folder].where(number - self._starts[folder])
 
+    def lost(self) -> str:
+        """Say so when a folder's file has been cut."""
+        return next(filter(None, (folder.lost() for folder in self._folders)), "")
+
     def _divided(self, numbers: np.ndarray) -> Iterator[tuple[MappedRecords, np.ndarray, np.ndarray]]:
         """Yield each folder, the places in `numbers` that it holds, and its own numbers of those records."""
         which = self._which(numbers)

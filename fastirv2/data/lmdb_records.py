@@ -59,6 +59,12 @@ class MappedRecords(Records):
         places = zip(self._lengths[numbers].tolist(), self._offsets[numbers].tolist(), strict=True)
         return [np.frombuffer(self._view, np.uint8, length, offset) for length, offset in places]
 
+    def lost(self) -> str:
+        """Say so when the file has been cut since it was mapped, as it is when another one is copied over it."""
+        if self._file is None or os.fstat(self._file).st_size >= len(self._map):
+            return ""
+        return f"{self.path}/data.mdb was cut or overwritten while it was being read; put it back, and the same command goes on"
+
     def __del__(self) -> None:
         if self._file is not None:
             os.close(self._file)

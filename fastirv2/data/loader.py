@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from fastirv2.data.dataset import Records
+from fastirv2.data.faults import Faults, OnBad
 from fastirv2.data.samples import Fed, InputConfig, Order
 from fastirv2.errors import DataError
-from fastirv2.pipelines.images import decoding_error, image_pipeline
+from fastirv2.pipelines.images import image_pipeline
 
 
 class Batch(NamedTuple):
@@ -34,6 +34,8 @@ class Loader:
     """An endless iterator of batches on a device, made ahead of time.
 
     `wait_seconds()` is the time since its last call in which the device (on a CPU: the caller) had to wait for a batch.
+    A record that cannot be decoded leaves its place to another of its batch; `faults` knows of it, and has the error that
+    is to end the run unless `on_bad` is "skip".
     """
 
     def __init__(
@@ -45,20 +47,24 @@ class Loader:
         batch: int,
         device: torch.device,
         cpus: int,
+        on_bad: OnBad = "stop",
     ) -> None:
         self.threads = config.threads or cpus
+        self.faults = Faults(records, on_bad)
         self._records, self._order, self._device = records, order, device
         self._planned: deque[Fed] = deque()
         self._ahead = config.read_ahead
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._fed: deque[tuple[Fed, list[Any]]] = deque()
+        self._again: deque[Fed] = deque()
         self._gone: deque[tuple[Fed, list[Any]]] = deque(maxlen=2)
         self._used: deque[tuple[Batch, torch.cuda.Event]] = deque()
         self._clock = _GpuClock() if device.type == "cuda" else _HostClock()
         self._last: Batch | None = None
         self._resize = config.resize
         self._whole = _is_whole(records, order, config, device)
-        self._pipeline = image_pipeline(
+        self._make_pipeline = partial(
+            image_pipeline,
             self._feed,
             batch=batch,
             device_id=device.index if device.type == "cuda" else None,
@@ -71,11 +77,12 @@ class Loader:
             views=order.views,
             hw_decoder_load=config.hw_decoder_load,
         )
+        self._pipeline = self._make_pipeline()
         self._pipeline.build()
 
     def _feed(self) -> list[Any]:
         """Give the graph its next batch; it does not copy the arrays, so they are kept until the batch has come out."""
-        fed = self._plan()
+        fed = self.faults.repaired(self._again.popleft() if self._again else self._plan())
         windows = _in_pixels(fed, self._resize) if self._whole else _as_shares(fed)
         arrays = [self._records.feed(fed.numbers), *windows, self._records.labels[fed.numbers], *fed.colours]
         self._fed.append((fed, arrays))
@@ -93,13 +100,10 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        """Return the next batch; raises DataError, naming the record, when an image cannot be decoded."""
+        """Return the next batch; raises DataError when the data is gone, or no image of a batch can be decoded."""
         self._retire()
         with self._clock:
-            try:
-                outputs = self._pipeline.run(*self._stream())
-            except RuntimeError as error:
-                raise self._explained(error) from error
+            outputs = self._outputs()
         images, labels = (torch.from_dlpack(output.as_tensor()) for output in outputs)
         self._gone.append(self._fed.popleft())
         images = images.view(-1, *images.shape[-3:])
@@ -118,17 +122,28 @@ class Loader:
             while self._used and self._used[0][1].query():
                 self._used.popleft()
 
-    def _explained(self, error: RuntimeError) -> Exception:
-        """Find the image that cannot be decoded among those fed, since DALI often does not name it."""
-        for fed, _ in self._fed if self._records.form != "planes" else ():
-            for number in fed.numbers.tolist():
-                reason = _undecodable(self._records, number)
-                if reason:
-                    return DataError(
-                        f"{self._records.where(number)} cannot be decoded ({reason}); remove it, or build an LMDB with "
-                        "fastirv2-build-lmdb, which checks every image"
-                    )
-        return RuntimeError(f"the input pipeline over {self._records.path} failed: {error}")
+    def _outputs(self) -> Any:
+        """Return what the graph puts out next."""
+        while True:
+            try:
+                return self._pipeline.run(*self._stream())
+            except RuntimeError as error:
+                self._begin_anew(error)
+
+    def _begin_anew(self, error: RuntimeError) -> None:
+        """Feed a new graph what has not come out yet, without the images that cannot be decoded; raises where it is not them.
+
+        DALI often does not name them, and a graph that has failed once is of no more use.
+        """
+        if lost := self._records.lost():
+            raise DataError(lost) from error
+        if self._records.form == "planes" or not any(self.faults.find(fed) for fed, _ in self._fed):
+            raise RuntimeError(f"the input pipeline over {self._records.path} failed: {error}") from error
+        self._pipeline = None  # its threads end before the arrays that they read go
+        self._again.extend(fed for fed, _ in self._fed)
+        self._fed.clear()
+        self._pipeline = self._make_pipeline()
+        self._pipeline.build()
 
     def wait_seconds(self) -> float:
         """Return the seconds waited for batches since the last call."""
@@ -162,19 +177,6 @@ def _in_pixels(fed: Fed, resize: int) -> list[np.ndarray]:
     shape = np.full((len(fed.numbers), 2), fed.crop, np.int32)
     mirrored = fed.windows.end[:, 1] < fed.windows.start[:, 1]
     return [np.rint(left_top * resize).astype(np.int32), shape, mirrored.astype(np.int32)]
-
-
-def _undecodable(records: Records, number: int) -> str:
-    """Return why a record's image cannot be decoded, or an empty string."""
-    try:
-        data = records[number][0]
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except UnidentifiedImageError:
-        return "it is no image"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return str(error)
-    return f"{image.format} is not decoded here" if decoding_error(np.frombuffer(data, np.uint8)) else ""
 
 
 class _HostClock:

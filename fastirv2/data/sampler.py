@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 
@@ -16,10 +17,12 @@ _ORDER_STREAM = 0x6F72646572  # "order": keeps the permutation's hashes apart fr
 
 @dataclass(frozen=True)
 class DataConfig:
-    """In which order records are read."""
+    """In which order records are read, and what becomes of those that cannot be decoded."""
 
     block: int = 1
     """Neighbouring records that stay together when an epoch is shuffled: more than 1 for disks that seek badly."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """A record that cannot be decoded ends the run, or another of its batch takes its place, for at most 0.1 % of them."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.block <= 1 << 20:

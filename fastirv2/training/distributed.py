@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -109,6 +109,15 @@ def same_on_all(value: object) -> object:
     return box[0]
 
 
+def from_all(value: T) -> list[T]:
+    """Return every rank's `value` (something picklable), in the order of the ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def together(work: Callable[[], T]) -> T:
     """Run `work` on every rank; a `UserError` of any rank ends all of them with the first one's sentence, said once."""
     result, error = None, None
@@ -118,13 +127,7 @@ def together(work: Callable[[], T]) -> T:
         error = raised
     except OSError as raised:
         error = DataError(f"{raised.filename or 'a file'} cannot be used: {raised.strerror}; mend that and try again")
-    if not dist.is_initialized():
-        if error:
-            raise error
-        return cast(T, result)
-    errors: list[UserError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    for rank, found in enumerate(errors):
+    for rank, found in enumerate(from_all(error)):
         if found is not None:
             found.args = (f"{found} (rank {rank})" if rank else str(found),)
             found.shared = True
@@ -152,8 +155,17 @@ def _store() -> dist.Store:
     return dist.distributed_c10d._get_default_store()
 
 
+class Agreed(NamedTuple):
+    """What all ranks know at the same step: a signal that came (0: none), whether rank 0 asks for a checkpoint, and whether
+    some rank has met what is to end the run."""
+
+    signal: int = 0
+    checkpoint: bool = False
+    fault: bool = False
+
+
 class Agreement:
-    """Ctrl-C, SIGTERM and the like, and rank 0's wish for a checkpoint, agreed upon by all ranks at the same step.
+    """Ctrl-C, SIGTERM and the like, rank 0's wish for a checkpoint, and faults, agreed upon by all ranks at the same step.
 
     The flags travel in an asynchronous all-reduce that is read one step later, so that no step waits for it.
     """
@@ -172,26 +184,27 @@ class Agreement:
             raise KeyboardInterrupt
         self._received = number
 
-    def reach(self, *, checkpoint: bool = False) -> tuple[int, bool]:
-        """Return the signal that some rank had received (0: none) and whether rank 0 asks for a checkpoint.
+    def reach(self, *, checkpoint: bool = False, fault: bool = False) -> Agreed:
+        """Return what the ranks have said.
 
         Every rank calls this equally often. With several ranks the answer is that to the call before; a wish is to be
-        said once.
+        said once, a fault in every call.
         """
         if self._group is None:
-            return self._received, checkpoint
-        received, wanted = self._read()
-        flags = torch.tensor([self._received, int(checkpoint)])
+            return Agreed(self._received, checkpoint, fault)
+        agreed = self._read()
+        flags = torch.tensor([self._received, int(checkpoint), int(fault)])
         self._sent = (dist.all_reduce(flags, dist.ReduceOp.MAX, self._group, async_op=True), flags)
-        return received, bool(wanted)
+        return agreed
 
-    def _read(self) -> tuple[int, int]:
+    def _read(self) -> Agreed:
         if self._sent is None:
-            return 0, 0
+            return Agreed()
         work, flags = self._sent
         work.wait()
         self._sent = None
-        return int(flags[0]), int(flags[1])
+        received, checkpoint, fault = flags.tolist()
+        return Agreed(received, bool(checkpoint), bool(fault))
 
     def close(self) -> None:
         """Wait for what is still under way; signals stay heard, so that no rank is ended before it has had its say."""

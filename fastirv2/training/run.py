@@ -6,26 +6,37 @@ import contextlib
 import math
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
-from fastirv2.errors import DivergedError
+from fastirv2.errors import DataError, DivergedError
 from fastirv2.models.norm import unite_running_statistics
 from fastirv2.report.board import Board
 from fastirv2.report.console import Console
 from fastirv2.report.curves import plot
 from fastirv2.report.metrics import Metrics, rates, read_metrics, write_summary
 from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints
-from fastirv2.training.distributed import Agreement, Process, sum_over_ranks, together
+from fastirv2.training.distributed import Agreed, Agreement, Process, from_all, sum_over_ranks, together
 from fastirv2.training.engine import Batch, Engine
 from fastirv2.training.plan import Plan, SyncBN
 
 
+class Faults(Protocol):
+    """What is wrong with the records that batches are made of: what is to end the run, and what was skipped."""
+
+    error: DataError | None
+
+    def untold(self) -> list[str]:
+        """Return a sentence for each record that was skipped since the last call."""
+
+
 class Batches(Protocol):
-    """An endless iterator of batches that knows how long it kept the device waiting."""
+    """An endless iterator of batches that knows how long it kept the device waiting, and what is wrong with its records."""
+
+    faults: Faults
 
     def __next__(self) -> Batch: ...
 
@@ -54,6 +65,8 @@ class Run:
     val: Batches
     val_steps: int
     agreement: Agreement
+    most_bad: int  # records that may be bad, of all that the ranks have met together
+    bad: set[str] = field(default_factory=set)  # what is said of those
     board: Board | None = None  # on the first rank, from the first step on
     step: int = 0
     pending: int = 0  # an epoch that has ended and is not yet validated
@@ -92,14 +105,19 @@ class Run:
         if self.board:
             self.board.add(line)
 
-    def agree(self) -> tuple[int, bool]:
-        """Return, the same on all ranks, the signal that came (0: none) and whether a checkpoint is due by clock or steps."""
+    def agree(self) -> Agreed:
+        """Return what all ranks know; a checkpoint is due by the clock or by steps."""
         minutes, steps = self.checkpoint.minutes, self.checkpoint.steps
         late = minutes > 0 and time.perf_counter() - self.saved > 60 * minutes
         wish = self.process.first and late and not self.asked
         self.asked |= wish
-        received, due = self.agreement.reach(checkpoint=wish)
-        return received, due or (steps > 0 and self.step % steps == 0)
+        agreed = self.agreement.reach(checkpoint=wish, fault=self.fault is not None)
+        return agreed._replace(checkpoint=agreed.checkpoint or (steps > 0 and self.step % steps == 0))
+
+    @property
+    def fault(self) -> DataError | None:
+        """What this rank has met that is to end the run."""
+        return self.train.faults.error or self.val.faults.error
 
 
 def log_interval(run: Run, rate: float) -> None:
@@ -111,9 +129,11 @@ def log_interval(run: Run, rate: float) -> None:
     sums = run.engine.train_counts.take()
     _check_finite(run, float(sums[0]))
     seconds = time.perf_counter() - run.interval - run.paused
-    shares = torch.zeros(run.process.world, dtype=torch.float64, device=run.engine.device)
-    shares[run.process.rank] = run.train.wait_seconds() / seconds
-    slowest = sum_over_ranks(shares).max(0)
+    untold = run.train.faults.untold() + run.val.faults.untold()
+    figures = torch.zeros(2, run.process.world, dtype=torch.float64, device=run.engine.device)
+    figures[:, run.process.rank] = torch.tensor([run.train.wait_seconds() / seconds, len(untold)])
+    shares, bad = sum_over_ranks(figures).cpu()
+    slowest = shares.max(0)
     line = {
         "kind": "train", "step": run.step, "epoch": run.plan.epoch_of(run.step), **rates(sums.tolist()),
         "images": int(sums[3]), "lr": rate, "images_per_second": float(sums[3]) / seconds,
@@ -124,6 +144,40 @@ def log_interval(run: Run, rate: float) -> None:
     if run.process.first:
         run.report(line)
         run.console.train(line)
+    if bad.any():
+        tell_bad(run, untold)
+
+
+def tell_bad(run: Run, sentences: list[str]) -> None:
+    """Say and log which records the ranks have found to be bad; every rank calls this.
+
+    Raises:
+        DataError: they are too many; the state is saved.
+    """
+    found = dict.fromkeys(sentence for part in from_all(sentences) for sentence in part if sentence not in run.bad)
+    run.bad |= set(found)
+    for sentence in found if run.process.first else ():
+        run.console.warn(f"{sentence}; another record of its batch takes its place")
+        run.report({"kind": "bad", "step": run.step, "record": sentence, "time": time.time()})
+    if len(run.bad) > run.most_bad:
+        save(run)
+        error = DataError(
+            f"{len(run.bad)} records cannot be decoded, more than 0.1 % of an epoch: {run.folder}/metrics.jsonl names them; "
+            "build the LMDB anew with fastirv2-build-lmdb, which checks every image"
+        )
+        error.shared = True
+        raise error
+
+
+def end_for_fault(run: Run) -> NoReturn:
+    """Raise, on all ranks, what one of them has met; the state is saved."""
+
+    def raise_own() -> None:
+        if run.fault:
+            raise run.fault
+
+    together(raise_own)
+    raise RuntimeError("a rank that has met a fault does not say which")
 
 
 def _check_finite(run: Run, loss: float) -> None:
@@ -141,26 +195,26 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def validate(run: Run) -> int:
+def validate(run: Run) -> Agreed:
     """Validate the epoch that is pending, log it, and note whether it is the best so far.
 
     Returns:
-        0, or the signal that came meanwhile, the same on all ranks; the epoch then stays pending.
+        the signal or the fault that came meanwhile, the same on all ranks; the epoch then stays pending.
     """
     begun = time.perf_counter()
     settle_statistics(run)
-    received = 0
+    agreed = Agreed()
 
     def told_to_stop() -> bool:
-        nonlocal received
-        received = run.agreement.reach()[0]
-        return received > 0
+        nonlocal agreed
+        agreed = run.agreement.reach(fault=run.fault is not None)
+        return agreed.signal > 0 or agreed.fault
 
     sums = run.engine.validate(run.val, run.val_steps, told_to_stop)
     run.val.wait_seconds()
     run.paused += time.perf_counter() - begun
     if sums is None:
-        return received
+        return agreed
     counts = {"images": int(sums[3]), "top1_correct": int(sums[1]), "top5_correct": int(sums[2])}
     line = {"kind": "val", "step": run.step, "epoch": run.pending, **counts, **rates(sums.tolist()), "weights": "raw"}
     best = math.isfinite(line["loss"]) and line["top1_error"] < run.best_error
@@ -170,7 +224,7 @@ def validate(run: Run) -> int:
     if run.process.first:
         run.report(line)
         run.console.validation(line, best=best)
-    return 0
+    return Agreed()
 
 
 def settle_statistics(run: Run) -> None:

@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-from PIL import Image
 
 from tests.processes import run_python
 from tests.train.conftest import assert_done
@@ -67,22 +66,6 @@ def test_data(trainer, images, tmp_path):
     ]:
         assert sentence in one_sentence(trainer(run, *options, **paths), 65)
         assert not run.exists()
-
-
-def test_an_image_that_cannot_be_decoded_is_named(trainer, images, tmp_path):
-    copy = shutil.copytree(images, tmp_path / "images")
-    (copy / "cat/05.jpg").write_bytes(b"no image")
-    refused = trainer(tmp_path / "run", train=copy)
-    assert_done(refused, 65)
-    assert refused.stderr.startswith(f"fastirv2.train: {copy}/cat/05.jpg cannot be decoded")
-
-
-def test_an_image_that_only_other_programs_decode_is_named(trainer, images, tmp_path):
-    copy = shutil.copytree(images, tmp_path / "images")
-    Image.new("RGB", (90, 90)).save(copy / "cat/05.jpg", "GIF")
-    refused = trainer(tmp_path / "run", train=copy)
-    assert_done(refused, 65)
-    assert refused.stderr.startswith(f"fastirv2.train: {copy}/cat/05.jpg cannot be decoded (GIF is not decoded here)")
 
 
 def test_a_data_mdb_or_a_tar_is_not_read_as_a_list(trainer, lmdb_folder, tmp_path):

@@ -1,0 +1,88 @@
+"""Records that do not decode: found, told of, and replaced by others of their batch, so that no other rank is kept waiting."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fastirv2.data.augment import Windows
+from fastirv2.data.dataset import Records
+from fastirv2.data.samples import Fed
+from fastirv2.errors import DataError
+from fastirv2.pipelines.images import decoding_error
+
+OnBad = Literal["stop", "skip"]
+
+
+class Faults:
+    """The records of a data set that one rank has found not to decode.
+
+    `error` is what is to end the run, once all ranks have agreed on it: until then a bad record's place in its batch is
+    taken by the nearest good one before it, or else after it.
+    """
+
+    def __init__(self, records: Records, on_bad: OnBad) -> None:
+        self.error: DataError | None = None
+        self._records, self._on_bad = records, on_bad
+        self._bad: set[int] = set()
+        self._untold: list[str] = []
+
+    def repaired(self, fed: Fed) -> Fed:
+        """Return a batch without the records that are known to be bad; raises DataError when no other is in it."""
+        if not self._bad:
+            return fed
+        bad = np.isin(fed.numbers, list(self._bad))
+        good = np.flatnonzero(~bad)
+        if not len(good):
+            raise DataError(f"of {self._records.path} all {len(bad)} records of a batch cannot be decoded; build it anew")
+        places = np.arange(len(bad))
+        places[bad] = good[np.maximum(np.searchsorted(good, places[bad]) - 1, 0)]
+        windows = Windows(fed.windows.start[places], fed.windows.end[places])
+        return fed._replace(numbers=fed.numbers[places], windows=windows, colours=tuple(drawn[places] for drawn in fed.colours))
+
+    def find(self, fed: Fed) -> bool:
+        """Look for bad records in a batch, and say whether there are any."""
+        numbers = np.unique(fed.numbers).tolist()
+        found = _those(numbers, self._why_unreadable) or _those(numbers, self._why_undecodable)
+        for number, reason in found.items():
+            self._bad.add(number)
+            sentence = f"{self._records.where(number)} cannot be decoded ({reason})"
+            if self._on_bad == "skip":
+                self._untold.append(sentence)
+            elif self.error is None:
+                advice = "remove it, build an LMDB with fastirv2-build-lmdb, which checks every image, or go on without it"
+                self.error = DataError(f"{sentence}; {advice}: --data.on-bad skip")
+        return bool(found)
+
+    def untold(self) -> list[str]:
+        """Return a sentence for each bad record that was skipped since the last call."""
+        told, self._untold = self._untold, []
+        return told
+
+    def _why_unreadable(self, number: int) -> str:
+        """Return what Pillow says against a record's image, or an empty string."""
+        try:
+            with Image.open(io.BytesIO(self._records[number][0])) as image:
+                image.load()
+        except UnidentifiedImageError:
+            return "it is no image"
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return str(error)
+        return ""
+
+    def _why_undecodable(self, number: int) -> str:
+        """Return why the graph's decoder refuses an image that Pillow takes, or an empty string."""
+        data = self._records[number][0]
+        if not decoding_error(np.frombuffer(data, np.uint8)):
+            return ""
+        with Image.open(io.BytesIO(data)) as image:
+            return f"{image.format} is not decoded here"
+
+
+def _those(numbers: list[int], why: Callable[[int], str]) -> dict[int, str]:
+    """Return the records that something is said against, with what it is."""
+    return {number: reason for number in numbers if (reason := why(number))}

@@ -1,0 +1,139 @@
+"""Records that do not decode are named, and others of their batch take their places; data that is cut ends in a sentence."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastirv2.data.loader import Loader
+from fastirv2.data.records import open_records
+from fastirv2.data.samples import InputConfig, TrainOrder, ValidationOrder
+from fastirv2.errors import DataError
+from tests.conftest import build
+from tests.data.test_loader import CPU, SIZE, loading, training, validation
+from tests.processes import run_python
+
+AREA = InputConfig(resize=88, crop=80, threads=2, augment="inception")
+
+
+@pytest.fixture
+def copy(images, tmp_path):
+    return shutil.copytree(images, tmp_path / "images")
+
+
+def spoil(folder, *numbers):
+    """Leave nothing but the headers of some images in class folders; return where they are."""
+    paths = [Path(open_records(folder).where(number)) for number in numbers]
+    for path in paths:
+        data = path.read_bytes()
+        path.write_bytes(data[: data.index(b"\xff\xda")])
+    return paths
+
+
+def batches(loader, count):
+    return [(images.clone(), labels.tolist()) for images, labels, _ in (next(loader) for _ in range(count))]
+
+
+def test_a_bad_record_is_named_and_told_what_to_do_about(copy):
+    (bad,) = spoil(copy, 16)
+    loader = loading(copy, validation())
+    assert loader.faults.error is None
+    batches(loader, 3)
+    assert isinstance(loader.faults.error, DataError)
+    assert str(loader.faults.error).startswith(f"{bad} cannot be decoded (")
+    assert "fastirv2-build-lmdb" in str(loader.faults.error)
+    assert loader.faults.untold() == []
+
+
+@pytest.mark.parametrize("config", [SIZE, AREA], ids=["crop", "area"])
+def test_the_place_of_a_bad_record_is_taken_by_the_one_before_it_and_no_other_moves(images, copy, config):
+    order = TrainOrder(open_records(images), config, seed=5, global_batch=8, world=1, rank=0, parts=1, step=0)
+    places = [(step, place) for step, place in ((1, 4), (1, 5), (3, 0))]
+    numbers = [order().numbers for _ in range(5)]
+    bad = [int(numbers[step][place]) for step, place in places]
+    spoil(copy, *bad)
+    wanted = batches(loading(images, training(config), config=config), 5)
+    records = open_records(copy)
+    skipping = Loader(records, training(config)(records), config, batch=8, device=CPU, cpus=2, on_bad="skip")
+    found = batches(skipping, 5)
+    for step, (pixels, labels) in enumerate(wanted):
+        takes = list(range(8))
+        for place in range(8):
+            if numbers[step][place] in bad:
+                good = [other for other in range(8) if numbers[step][other] not in bad]
+                takes[place] = max((other for other in good if other < place), default=good[0])
+        assert torch.equal(found[step][0], pixels[takes])
+        assert found[step][1] == [labels[take] for take in takes]
+    assert len(skipping.faults.untold()) == 3
+    assert skipping.faults.untold() == []
+    assert skipping.faults.error is None
+
+
+def test_padding_and_what_counts_stay(copy):
+    spoil(copy, 22)
+    loader = loading(copy, validation())
+    valid = [next(loader).valid for _ in range(4)]
+    assert valid == [8, 8, 7, 8]
+
+
+def test_an_image_that_only_other_programs_decode_is_bad_too(copy):
+    (bad,) = spoil(copy, 3)
+    Image.new("RGB", (90, 90)).save(bad, "GIF")
+    loader = loading(copy, validation())
+    batches(loader, 1)
+    assert "(GIF is not decoded here)" in str(loader.faults.error)
+
+
+def test_a_batch_without_a_good_record_ends_it(copy):
+    spoil(copy, *range(8))
+    loader = loading(copy, validation())
+    with pytest.raises(DataError, match=r"all 8 records of a batch cannot be decoded"):
+        next(loader)
+
+
+def test_the_crops_of_a_bad_image_are_those_of_another(images, copy):
+    def order(records):
+        return ValidationOrder(records, SIZE, batch=4, world=1, rank=0, crops=12)
+
+    spoil(copy, 1)
+    ((whole, _),) = batches(loading(images, order, batch=4), 1)
+    ((spoilt, labels),) = batches(loading(copy, order, batch=4), 1)
+    assert len(labels) == 4
+    assert torch.equal(spoilt[12:24], whole[:12])
+    assert torch.equal(spoilt[24:], whole[24:])
+
+
+CUT = """
+import os, sys, torch
+from fastirv2.data.bus_error import on_bus_error
+from fastirv2.data.loader import Loader
+from fastirv2.data.records import open_records
+from fastirv2.data.samples import InputConfig, TrainOrder
+
+def end(sentence):
+    print(sentence, file=sys.stderr, flush=True)
+    os._exit(65)
+
+records = open_records(sys.argv[1])
+on_bus_error([records], end)
+order = TrainOrder(records, InputConfig(), seed=0, global_batch=8, world=1, rank=0, parts=1, step=0)
+loader = Loader(records, order, InputConfig(), batch=8, device=torch.device("cpu"), cpus=2)
+next(loader)
+os.truncate(sys.argv[1].split(",")[-1] + "/data.mdb", 0)
+for _ in range(20):
+    next(loader)
+"""
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_lmdb_that_is_cut_while_it_is_read_ends_it_with_a_sentence(images, tmp_path, parts):
+    folders = [build(images, tmp_path / f"lmdb-{part}", "--part", f"{part}/{parts}") for part in range(1, parts + 1)]
+    (tmp_path / "cut.py").write_text(CUT)
+    path = ",".join(map(str, folders))
+    done = run_python(tmp_path / "cut.py", path, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert (done.returncode, done.stderr.count("\n")) == (65, 1), done.stderr
+    assert done.stderr.startswith(f"{folders[-1]}/data.mdb was cut or overwritten while it was being read")
