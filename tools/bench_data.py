@@ -151,9 +151,9 @@ def measure(data: Data, options: Options, process: Process) -> dict[str, Any]:
     given = Input(data.lmdb, options.input, options.batch, process.device, process.cpus)
     if options.trace:
         write_trace(given, options.trace)
-    resident = resident_share(data.lmdb / "data.mdb")
     python = {"warm": main_thread_microseconds(given, options.rounds, cold=False)}
     stages, ways = measure_in_turn(data, given, options)
+    resident = resident_share(data.lmdb / "data.mdb")
     python["cold"] = main_thread_microseconds(given, options.rounds, cold=True)
     cold = cold_rates(given, rounds=options.rounds, seconds=options.seconds)
     rates = {name: [taken.images_per_second for taken in rounds] for name, rounds in ways.items()}

@@ -64,26 +64,29 @@ class CutOff(Loader):
     def __init__(self, stage: str, records: Records, order: Order, config: InputConfig, **where: Any) -> None:
         super().__init__(records, order, config, **where)
         self._stage = stage
-        if stage == "resize/crop":
-            return
-        on_gpu = self._device.type == "cuda" and stage != "read"
-        self._pipeline = Pipeline(
-            batch_size=where["batch"],
+        if stage != "resize/crop":
+            self._make_pipeline = partial(self._cut_off_graph, where["batch"], config)
+            self._pipeline = self._make_pipeline()
+            self._pipeline.build()
+
+    def _cut_off_graph(self, batch: int, config: InputConfig) -> Pipeline:
+        """Return the graph that ends after reading or after decoding, not built."""
+        on_gpu = self._device.type == "cuda" and self._stage != "read"
+        graph = Pipeline(
+            batch_size=batch,
             num_threads=self.threads,
             device_id=self._device.index if on_gpu else None,
             prefetch_queue_depth=config.prefetch,
             exec_dynamic=True,
         )
         decoder = {"device": "mixed", "hw_decoder_load": config.hw_decoder_load} if on_gpu else {"device": "cpu"}
-        with self._pipeline:
+        with graph:
             stored = fn.external_source(source=lambda: self._feed()[0], batch=True, no_copy=True)
-            if stage == "read":
-                self._pipeline.set_outputs(fn.copy(stored))
+            if self._stage == "read":
+                graph.set_outputs(fn.copy(stored))
             else:
-                self._pipeline.set_outputs(
-                    fn.decoders.image(stored, output_type=types.RGB, jpeg_fancy_upsampling=True, **decoder)
-                )
-        self._pipeline.build()
+                graph.set_outputs(fn.decoders.image(stored, output_type=types.RGB, jpeg_fancy_upsampling=True, **decoder))
+        return graph
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -93,7 +96,7 @@ class CutOff(Loader):
 
     def run(self) -> Any:
         """Return the graph's next outputs; what it was fed is kept for as long as the loader keeps it."""
-        outputs = self._pipeline.run(*self._stream())
+        outputs = self._outputs()
         self._gone.append(self._fed.popleft())
         return outputs
 

@@ -28,9 +28,8 @@ def print_result(result: dict[str, Any]) -> None:
         f"{result['records']:,} records; {cached:.0%} of data.mdb was in the page cache"
     )
     if result["load_average"] > result["cpus"] / 4:
-        console.print(
-            f"the load average was {result['load_average']:.1f} before: other processes take CPUs, and rates are less"
-        )
+        load = f"{result['load_average']:.1f}"
+        console.print(f"the load average was {load} before it began: where other processes run too, rates are less")
     for table in (_stages(result), _ways(result)):
         console.print(table)
     for line in _verdict_lines(result):

@@ -51,7 +51,8 @@ def verdict(figures: Figures, need: float | None = None) -> Verdict:
     turn_first = first_knob(stage, figures)
     used = f"the loader took {figures.cpu_share:.0%} of the time of {figures.cpus} CPUs"
     of_what = "of the loader's rate is lost from cold pages" if stage == DISK else "of an image's time"
-    sentences = [f"binds: {WORK.get(stage, stage)}, {share:.0%} {of_what}; {used}", f"turn first: {turn_first}"]
+    work = "decoding and cropping" if stage == "resize/crop" and "decode" not in figures.stages else WORK.get(stage, stage)
+    sentences = [f"binds: {work}, {share:.0%} {of_what}; {used}", f"turn first: {turn_first}"]
     if need is None:
         return Verdict(stage, share, turn_first, sentences=sentences)
     rate = _last(figures)

@@ -23,7 +23,8 @@ from input_stages import CutOff, Input, cut_off, summed_up, take
 from input_trace import BATCHES, write_trace
 from input_verdict import DISK, Figures, binding, first_knob, verdict
 
-SMALL = ("--batch", "4", "--resize", "88", "--crop", "80", "--device", "cpu", "--read-ahead", "0", "--prefetch", "1")
+SMALL = ("--batch", "4", "--resize", "88", "--crop", "80", "--device", "cpu")
+SMALL += ("--threads", "1", "--read-ahead", "0", "--prefetch", "1")
 CONFIG = InputConfig(resize=88, crop=80, prefetch=1, read_ahead=0)
 SLOW_DECODE = {"read": 50_000.0, "decode": 700.0, "resize/crop": 600.0, "hand-over": 600.0}
 SLOW_RESIZE = {"read": 50_000.0, "decode": 2_000.0, "resize/crop": 600.0, "hand-over": 600.0}
@@ -68,6 +69,7 @@ def test_the_loader_is_measured_beside_other_ways_to_the_same_batches(measured):
     assert set(rates) == {*ours, "readers.caffe", "readers.caffe, reading", "Pillow", "Pillow, resized"}
     assert all(rate["median"] > 0 for rate in rates.values())
     assert len(ratios) == 5
+    assert figures["resident_share"] == 1
     assert all(ratio["min"] <= ratio["median"] <= ratio["max"] for ratio in ratios.values())
     assert all(name in said for name in (*rates, *ratios))
     assert set(figures["main_thread_microseconds_per_record"]) == {"warm", "cold"}
@@ -177,6 +179,20 @@ def test_decoding_gives_whole_images_and_resizing_gives_crops(lmdb_folder):
         loader.close()
 
 
+def test_a_stage_goes_on_without_a_record_that_cannot_be_decoded_as_the_loader_does(on_a_disk):
+    records = open_records(on_a_disk)
+    bad = small_input(on_a_disk).order(records)().numbers[1]
+    image = bytes(records[bad][0])
+    data = (on_a_disk / "data.mdb").read_bytes()
+    assert data.count(image) == 1
+    (on_a_disk / "data.mdb").write_bytes(data.replace(image, bytes(len(image))))
+    stages = cut_off(small_input(on_a_disk))
+    (decoded,) = stages["decode"].run()
+    assert len(decoded) == 4
+    for loader in stages.values():
+        loader.close()
+
+
 def test_records_that_only_windows_are_decoded_of_have_no_stage_of_decoding(tmp_path, images):
     stages = cut_off(small_input(build(images, tmp_path / "lmdb", "--resize", "88x88")))
     assert list(stages) == ["read", "resize/crop"]
@@ -234,6 +250,11 @@ def test_the_stage_that_adds_most_time_binds():
     stage, share = binding(figures(SLOW_RESIZE))
     assert (stage, share) == ("resize/crop", pytest.approx(0.7))
     assert binding(figures({"read": 100.0, "resize/crop": 99.0, "hand-over": 98.0}))[0] == "read"
+
+
+def test_where_only_windows_are_decoded_decoding_and_cropping_are_one_stage():
+    judged = verdict(figures({"read": 50_000.0, "resize/crop": 2_000.0, "hand-over": 2_000.0}))
+    assert judged.sentences[0].startswith("binds: decoding and cropping, 96% of an image's time;")
 
 
 def test_the_disk_binds_where_cold_pages_cost_a_fifth():
