@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastirv2.models.dropout import Dropout
 from fastirv2.models.layers import Classifier, Concat, ConvNorm, initialise, scaled_sum
+from fastirv2.models.pooling import MaxPool
 
 SCALE = 0.1  # section 3.3: 0.1 to 0.3; without it networks of more than 1000 filters "died"
 
@@ -22,7 +24,7 @@ class Stem(nn.Module):
         self.conv1 = ConvNorm(3, 32, 3, stride=2)
         self.conv2 = ConvNorm(32, 32, 3)
         self.conv3 = ConvNorm(32, 64, 3, padding=1)
-        self.down1 = Concat(nn.MaxPool2d(3, 2), ConvNorm(64, 96, 3, stride=2))
+        self.down1 = Concat(MaxPool(), ConvNorm(64, 96, 3, stride=2))
         self.mixed = Concat(
             nn.Sequential(ConvNorm(160, 64), ConvNorm(64, 96, 3)),
             nn.Sequential(
@@ -32,7 +34,7 @@ class Stem(nn.Module):
                 ConvNorm(64, 96, 3),
             ),
         )
-        self.down2 = Concat(ConvNorm(192, 192, 3, stride=2), nn.MaxPool2d(3, 2))
+        self.down2 = Concat(ConvNorm(192, 192, 3, stride=2), MaxPool())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, 3, H, W) to (N, 384, H/8, W/8), borders cut."""
@@ -78,7 +80,7 @@ def block_c() -> Residual:
 def reduction_a() -> Concat:
     """Figure 7 with k, l, m, n = 256, 256, 384, 384: 35² × 384 → 17² × 1152."""
     return Concat(
-        nn.MaxPool2d(3, 2),
+        MaxPool(),
         ConvNorm(384, 384, 3, stride=2),
         nn.Sequential(ConvNorm(384, 256), ConvNorm(256, 256, 3, padding=1), ConvNorm(256, 384, 3, stride=2)),
     )
@@ -87,7 +89,7 @@ def reduction_a() -> Concat:
 def reduction_b() -> Concat:
     """Figure 18: 17² × 1152 → 8² × 2048."""
     return Concat(
-        nn.MaxPool2d(3, 2),
+        MaxPool(),
         nn.Sequential(ConvNorm(1152, 256), ConvNorm(256, 384, 3, stride=2)),
         nn.Sequential(ConvNorm(1152, 256), ConvNorm(256, 256, 3, stride=2)),
         nn.Sequential(ConvNorm(1152, 256), ConvNorm(256, 256, 3, padding=1), ConvNorm(256, 256, 3, stride=2)),
@@ -105,7 +107,7 @@ class Paper(nn.Module):
         self.block_b = nn.Sequential(*(block_b() for _ in range(10)))
         self.reduction_b = reduction_b()
         self.block_c = nn.Sequential(*(block_c() for _ in range(5)))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = Classifier(2048, num_classes)
         initialise(self)
 

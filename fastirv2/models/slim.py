@@ -7,7 +7,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from fastirv2.models.dropout import Dropout
 from fastirv2.models.layers import Classifier, Concat, ConvNorm, initialise, scaled_sum
+from fastirv2.models.pooling import MaxPool
 
 Conv = partial(ConvNorm, eps=1e-3)
 
@@ -57,7 +59,7 @@ def mixed_6a() -> Concat:
     return Concat(
         Conv(320, 384, 3, stride=2),
         nn.Sequential(Conv(320, 256), Conv(256, 256, 3, padding=1), Conv(256, 384, 3, stride=2)),
-        nn.MaxPool2d(3, 2),
+        MaxPool(),
     )
 
 
@@ -73,7 +75,7 @@ def mixed_7a() -> Concat:
         nn.Sequential(Conv(1088, 256), Conv(256, 384, 3, stride=2)),
         nn.Sequential(Conv(1088, 256), Conv(256, 288, 3, stride=2)),
         nn.Sequential(Conv(1088, 256), Conv(256, 288, 3, padding=1), Conv(288, 320, 3, stride=2)),
-        nn.MaxPool2d(3, 2),
+        MaxPool(),
     )
 
 
@@ -91,10 +93,10 @@ class Slim(nn.Module):
         self.conv2d_1a = Conv(3, 32, 3, stride=2)
         self.conv2d_2a = Conv(32, 32, 3)
         self.conv2d_2b = Conv(32, 64, 3, padding=1)
-        self.maxpool_3a = nn.MaxPool2d(3, 2)
+        self.maxpool_3a = MaxPool()
         self.conv2d_3b = Conv(64, 80)
         self.conv2d_4a = Conv(80, 192, 3)
-        self.maxpool_5a = nn.MaxPool2d(3, 2)
+        self.maxpool_5a = MaxPool()
         self.mixed_5b = mixed_5b()
         self.repeat = nn.Sequential(*(block35() for _ in range(10)))
         self.mixed_6a = mixed_6a()
@@ -103,7 +105,7 @@ class Slim(nn.Module):
         self.repeat_2 = nn.Sequential(*(block8() for _ in range(9)))
         self.block8 = block8(1.0, relu=False)
         self.conv2d_7b = Conv(2080, 1536)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classif = Classifier(1536, num_classes)
         initialise(self)
 

@@ -8,7 +8,9 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from fastirv2.models.dropout import Dropout
 from fastirv2.models.norm import BatchNorm2d
+from fastirv2.models.pooling import MaxPool
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Operation:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (BatchNorm2d, nn.Linear)) or super().is_leaf_module(module, name)
+        return isinstance(module, (BatchNorm2d, Dropout, MaxPool, nn.Linear)) or super().is_leaf_module(module, name)
 
 
 def _pair(value):
@@ -38,7 +40,7 @@ def _module_operation(module: nn.Module) -> tuple[str, tuple[int, ...]]:
         return "avgpool", (*_pair(module.kernel_size), module.stride, *_pair(module.padding))
     if isinstance(module, nn.Linear):
         return "linear", (module.in_features, module.out_features)
-    return {BatchNorm2d: "batchnorm", nn.Dropout: "dropout"}[type(module)], ()
+    return {BatchNorm2d: "batchnorm", Dropout: "dropout"}[type(module)], ()
 
 
 def operations(model: nn.Module, size: int) -> list[Operation]:
