@@ -171,7 +171,14 @@ def build(prepared: Prepared, folder: Path, process: Process, console: Console, 
     model = create(config.model.arch, config.model.classes, config.model.dropout)
     share_statistics(model, Statistics(neighbours(process, plan.bn_ranks), plan.bn_splits))
     normalise = NORMALISE[config.input.normalise]
-    engine = Engine(model, process, amp=config.train.amp, accumulation=plan.accumulation, normalise=normalise)
+    engine = Engine(
+        model,
+        process,
+        amp=config.train.amp,
+        accumulation=plan.accumulation,
+        normalise=normalise,
+        label_smoothing=config.train.label_smoothing,
+    )
     order = TrainOrder(
         prepared.train,
         config.input,

@@ -105,6 +105,7 @@ class Engine:
         amp: Amp,
         accumulation: int,
         normalise: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
+        label_smoothing: float = 0.0,
     ) -> None:
         self.device = process.device
         self.dtype = torch.float64 if amp == "fp64" else torch.float32
@@ -112,6 +113,7 @@ class Engine:
         self.amp = amp
         self.accumulation = accumulation
         self.normalise = normalise
+        self.loss = functools.partial(nn.functional.cross_entropy, reduction="none", label_smoothing=label_smoothing)
         self.train_counts = Counts(self.device)
         self.parallel = self.model if process.world == 1 else _data_parallel(self.model, process)
 
@@ -127,7 +129,7 @@ class Engine:
             with nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
                 with self.autocast():
                     logits = self.parallel(self.normalise(images, self.dtype))
-                losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+                losses = self.loss(logits, labels)
                 (losses.mean() / self.accumulation).backward()
             self.train_counts.add(logits, labels, losses)
         optimizer.step()

@@ -32,6 +32,9 @@ class TrainConfig:
     """Precision: bf16 autocast, tf32 or fp32 or fp64 throughout; auto: bf16 where the device computes in it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU for each rank if there are any, else the CPU."""
+    label_smoothing: float = 0.0
+    """Share of a label spread evenly over all classes (Szegedy et al. 2015, section 7). The training loss that is logged is
+    that of the smoothed labels; validation's is plain."""
     seed: int = 0
     """Seed of the weights, of the order of the records, and of all that is random about them."""
     stop_after: int = 0
@@ -44,6 +47,8 @@ class TrainConfig:
                 "train: epochs and global-batch must be positive, batch, bn-batch, stop-after, seed (< 2^63) at least 0; got "
                 f"{self.epochs}, {self.global_batch}, {self.batch}, {self.bn_batch}, {self.stop_after}, {self.seed}"
             )
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"--train.label-smoothing must lie in [0, 1); got {self.label_smoothing}")
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,22 @@ def test_passes_that_accumulate_are_one_step_over_the_whole_batch():
         torch.testing.assert_close(other, weights[0], rtol=1e-12, atol=1e-12)
 
 
+def test_labels_are_smoothed_in_training_alone():
+    images, labels, _ = batch = next(batches(1))
+    torch.manual_seed(0)
+    engine = Engine(Tiny(), ALONE, amp="fp64", accumulation=1, normalise=scaled, label_smoothing=0.1)
+    logs = engine.model(scaled(images, torch.float64)).log_softmax(1)
+    plain = -logs.gather(1, labels[:, None])[:, 0]
+    smoothed = 0.9 * plain + 0.1 * -logs.mean(1)  # Szegedy et al. 2015, section 7: (1 - ε) on the label, ε / classes on each
+    assert engine.validate(iter([batch]), 1, lambda: False)[0] == pytest.approx(plain.sum().item(), rel=1e-12)
+
+    gradient = torch.autograd.grad(smoothed.mean(), engine.model.linear.weight)[0]
+    before = engine.model.linear.weight.detach().clone()
+    engine.step(iter([batch]), torch.optim.SGD(engine.model.parameters(), lr=1.0))
+    assert engine.train_counts.take()[0] == pytest.approx(smoothed.sum().item(), rel=1e-12)
+    torch.testing.assert_close(before - engine.model.linear.weight, gradient, rtol=1e-10, atol=1e-12)
+
+
 def test_validation_leaves_the_network_in_training_and_its_weights_alone():
     engine = Engine(Tiny(), ALONE, amp="fp32", accumulation=1, normalise=scaled)
     before = engine.model.linear.weight.clone()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastirv2.errors import UsageError
-from fastirv2.training.plan import Plan, make_plan
+from fastirv2.training.plan import Plan, TrainConfig, make_plan
 
 
 def plan(global_batch=64, world=1, batch=0, bn_batch=32, sync_bn="auto", count=1_281_167, epochs=90):
@@ -48,6 +48,12 @@ def test_a_large_share_is_taken_in_passes_of_at_most_256():
 def test_what_does_not_divide_is_refused_with_what_would(wrong, text):
     with pytest.raises(UsageError, match=text):
         plan(**wrong)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
+def test_a_label_is_not_smoothed_away(smoothing):
+    with pytest.raises(UsageError, match=r"--train.label-smoothing must lie in \[0, 1\)"):
+        TrainConfig(label_smoothing=smoothing)
 
 
 def test_90_epochs_of_setting_1_are_68_steps_fewer_than_rounding_up_each():
