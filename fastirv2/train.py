@@ -39,7 +39,7 @@ from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import create_optimizer, set_rate
 from fastirv2.training.plan import Plan, make_plan
 from fastirv2.training.run import Run, draw, end_for_fault, log_interval, restore, save, validate
-from fastirv2.training.schedule import for_run, learning_rate
+from fastirv2.training.schedule import describe_scaling, for_run, learning_rate
 
 PROGRAM = "fastirv2.train"
 
@@ -228,6 +228,8 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
     )
     rate = learning_rate(1, config.schedule), learning_rate(plan.total_steps, config.schedule)
     console.say(f"learning rate {rate[0]:.3g} at the first step, {rate[1]:.3g} at the last")
+    if scaled := describe_scaling(config.schedule):
+        console.say(scaled)
     for warning in prepared.warnings:
         console.warn(warning)
 
