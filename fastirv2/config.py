@@ -20,6 +20,7 @@ from fastirv2.files import read_toml
 from fastirv2.models import SMALLEST_INPUT, ModelConfig
 from fastirv2.report.metrics import LogConfig
 from fastirv2.training.checkpoint import CheckpointConfig
+from fastirv2.training.ema import EmaConfig
 from fastirv2.training.optim import OptimizerConfig
 from fastirv2.training.plan import TrainConfig
 from fastirv2.training.schedule import ScheduleConfig
@@ -35,6 +36,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
