@@ -27,8 +27,9 @@ class InputConfig:
     """Both sides to --input.resize, or only the shorter one, which keeps the aspect."""
     crop: int = 299
     """Side in pixels of the crop: random in training, central in validation."""
-    augment: Literal["crop", "resnet", "inception"] = "crop"
-    """In training: crop and mirror; or area crop, colours, mirror as fb.resnet.torch or TF-slim's inception have them."""
+    augment: Literal["crop", "area", "resnet", "inception"] = "crop"
+    """In training: crop and mirror; area crop and mirror; or area crop, colours, mirror as fb.resnet.torch or TF-slim's
+    inception have them."""
     normalise: Literal["unit", "imagenet"] = "unit"
     """Colours to -1 … 1, or less ImageNet's mean and divided by its standard deviation."""
     sizes: tuple[str, ...] = ()
@@ -127,7 +128,7 @@ class TrainOrder:
         self._stages = config.stages()
         self._step, self._pending = step, deque[Fed]()
         self.cuts = {stage[1:] for stage in self._stages} if self._sizes is None else set()
-        self.colours = {"crop": "none", "resnet": "jitter", "inception": "distortion"}[config.augment]
+        self.colours = {"resnet": "jitter", "inception": "distortion"}.get(config.augment, "none")
 
     def __call__(self) -> Fed:
         """Return the next batch."""
@@ -153,7 +154,7 @@ class TrainOrder:
         sizes = self._sizes[numbers] if self._sizes is not None else None
         if self._config.augment == "crop":
             return random_crops(self._seed, epochs, numbers, resize, crop, sizes)
-        draw = area_crops if self._config.augment == "resnet" else distorted_crops
+        draw = distorted_crops if self._config.augment == "inception" else area_crops
         return draw(self._seed, epochs, numbers, sizes)
 
 
@@ -202,7 +203,8 @@ def describe(config: InputConfig) -> str:
     crops = " then ".join(f"{crop}" + (f" from epoch {epoch}" if epoch > 1 else "") for epoch, _, crop in config.stages())
     if config.augment == "crop" and not config.sizes:
         return f"{resized} and cropped to {config.crop} pixels"
-    trained = "" if config.augment == "crop" else f"area crops and colours as {config.augment} has them, "
+    colours = f"area crops and colours as {config.augment} has them, "
+    trained = {"crop": "", "area": "area crops, "}.get(config.augment, colours)
     return f"{trained}cropped to {crops} pixels; in validation {resized} and cropped to {config.crop}"
 
 

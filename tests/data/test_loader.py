@@ -107,6 +107,7 @@ def test_validation_begins_again_after_its_last_batch(lmdb_folder):
 INPUTS = {
     "crop": SIZE,
     "crop that keeps the aspect": replace(SIZE, resize_mode="short"),
+    "area": replace(SIZE, augment="area"),
     "resnet": replace(SIZE, augment="resnet"),
     "inception": replace(SIZE, augment="inception"),
     "growing": replace(SIZE, sizes=("1:40", "2:64")),
@@ -142,6 +143,17 @@ def test_the_crop_grows_with_the_epochs_and_the_order_stays(lmdb_folder):
     growing, steady = take(lmdb_folder, training(config), 8, config=config), take(lmdb_folder, training(), 8)
     assert [images.shape[-1] for images, _, _ in growing] == [40, 40, 40, 64, 64, 64, 64, 64]  # 23 images are 2.9 batches
     assert all(torch.equal(a[1], b[1]) for a, b in zip(growing, steady, strict=True))
+
+
+def test_area_crops_are_those_of_resnet_in_the_images_own_colours(lmdb_folder):
+    records = open_records(lmdb_folder)
+    shape = {"seed": 0, "global_batch": 8, "world": 1, "rank": 0, "parts": 1, "step": 3}
+    plain, coloured = (TrainOrder(records, INPUTS[name], **shape)() for name in ("area", "resnet"))
+    assert np.array_equal(plain.windows.start, coloured.windows.start)
+    assert np.array_equal(plain.windows.end, coloured.windows.end)
+    assert plain.colours == ()
+    ((images, _, _),) = take(lmdb_folder, training(INPUTS["area"]), 1, config=INPUTS["area"])
+    assert (images.dtype, images.shape[1:]) == (torch.uint8, (3, 80, 80))
 
 
 def test_jittered_images_are_float16_and_leave_the_range_of_a_byte(lmdb_folder):
