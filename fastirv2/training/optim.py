@@ -26,7 +26,7 @@ class OptimizerConfig:
     """sgd: with Nesterov momentum; rmsprop: in TensorFlow's form (ε inside the root, mean square from 1, rate inside the
     momentum); lamb: You et al. 2019."""
     momentum: float = 0.9
-    """Momentum, without dampening; for lamb β₁."""
+    """Momentum, without dampening; for lamb β₁. rmsprop can do without: 0."""
     weight_decay: float = 1e-4
     """L2 penalty, added to the gradient (lamb: to the update)."""
     decay: Literal["all", "weights"] = "all"
@@ -39,9 +39,10 @@ class OptimizerConfig:
     """Largest norm of all gradients together, to which larger ones are scaled down; 0: none."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.momentum < 1 and 0 <= self.weight_decay < math.inf):
+        momentum = 0 < self.momentum < 1 or (self.kind == "rmsprop" and self.momentum == 0)
+        if not (momentum and 0 <= self.weight_decay < math.inf):
             raise UsageError(
-                f"optimizer: momentum must lie between 0 and 1 and weight-decay not below 0; "
+                f"optimizer: momentum must lie between 0 and 1 (for rmsprop it may be 0) and weight-decay not below 0; "
                 f"got momentum {self.momentum}, weight-decay {self.weight_decay}"
             )
         if not (0 <= self.alpha < 1 and 0 <= self.epsilon < math.inf and 0 <= self.clip < math.inf):

@@ -263,11 +263,25 @@ def test_a_step_never_waits_for_the_gpu(kind):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_rmsprop_can_do_without_momentum():
+    model, rng = network(), np.random.default_rng(0)
+    optimizer = make(model, "rmsprop", momentum=0.0, weight_decay=0.0)
+    weights = [parameter.detach().numpy().copy() for parameter in model.parameters()]
+    squares = [np.ones_like(weight) for weight in weights]
+    for _ in range(5):
+        gradients = give_gradients(model, rng)
+        optimizer.step()
+        squares = [0.9 * s + 0.1 * g**2 for s, g in zip(squares, gradients, strict=True)]
+        weights = [w - RATE * g / np.sqrt(s + 1.0) for w, g, s in zip(weights, gradients, squares, strict=True)]
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        np.testing.assert_allclose(parameter.detach().numpy(), weight, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"momentum": 1.0}, {"weight_decay": -1.0}, {"alpha": 1.0}, {"epsilon": -1.0}, {"clip": -1.0}, {"clip": float("nan")},
-        {"kind": "lamb", "epsilon": 1.0},
+        {"momentum": 1.0}, {"momentum": 0.0}, {"kind": "lamb", "momentum": 0.0}, {"weight_decay": -1.0}, {"alpha": 1.0},
+        {"epsilon": -1.0}, {"clip": -1.0}, {"clip": float("nan")}, {"kind": "lamb", "epsilon": 1.0},
     ],
 )  # fmt: skip
 def test_options_out_of_bounds_are_refused(wrong):
