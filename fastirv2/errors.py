@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import signal
@@ -64,12 +65,21 @@ def run_command(main: Callable[[], int | None], program: str) -> None:
         code = main() or 0
     except UserError as error:
         if not error.shared or os.environ.get("RANK", "0") == "0":
-            print(f"{program}: {error}", file=sys.stderr, flush=True)
+            _say(f"{program}: {error}")
         code = error.exit_code
     except KeyboardInterrupt:
-        print(f"{program}: stopped by Ctrl-C, nothing was saved", file=sys.stderr, flush=True)
+        _say(f"{program}: stopped by Ctrl-C, nothing was saved")
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    try:
+        sys.stdout.flush()
+    except OSError:  # into a file on a full disk: Python would exit with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # into a file on a full disk: the exit code matters more
+        print(text, file=sys.stderr, flush=True)

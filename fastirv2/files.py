@@ -38,6 +38,31 @@ def write_file(path: Path, write: Callable[[Any], object]) -> None:
     sync_folder(path.parent)
 
 
+class Log:
+    """A file that grows by whole pieces; what a full disk refuses waits for the next call; each comes once, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting: list[bytes] = []
+        self._whole: int | None = None  # bytes before a piece that was refused, of which a part may be there
+
+    def add(self, piece: bytes) -> None:
+        """Write what waits and `piece`; what raises an OSError waits on."""
+        self.waiting.append(piece)
+        self.write()
+
+    def write(self) -> None:
+        """Write what waits; raises OSError if the disk still refuses."""
+        if not self.waiting:
+            return
+        with self.path.open("ab") as file:
+            size = file.seek(0, os.SEEK_END)
+            self._whole = size if self._whole is None else min(size, self._whole)
+            file.truncate(self._whole)
+            file.write(b"".join(self.waiting))
+        self.waiting, self._whole = [], None
+
+
 @contextlib.contextmanager
 def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Let one process at a time work in a folder; where it cannot be locked, as on some network disks, all of them."""

@@ -38,7 +38,7 @@ from fastirv2.training.engine import NORMALISE, Engine, choose_precision
 from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import create_optimizer, set_rate
 from fastirv2.training.plan import Plan, make_plan
-from fastirv2.training.run import Run, draw, end_for_fault, log_interval, restore, save, validate
+from fastirv2.training.run import Run, draw, end_for_fault, log_interval, restore, save, try_to_draw, validate
 from fastirv2.training.schedule import describe_scaling, for_run, learning_rate
 
 PROGRAM = "fastirv2.train"
@@ -92,7 +92,7 @@ def close_epoch(run: Run) -> None:
     if agreed.signal:
         raise stopped(run, agreed.signal)
     if run.process.first:
-        draw(run.folder)
+        try_to_draw(run)
 
 
 def stopped(run: Run, received: int) -> StoppedError:

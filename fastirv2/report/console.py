@@ -27,11 +27,11 @@ class Console:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._rich.print(text, markup=False)
+        _print(self._rich, text)
 
     def warn(self, text: str) -> None:
         """Print a line on stderr."""
-        self._errors.print(f"warning: {text}", markup=False)
+        _print(self._errors, f"warning: {text}")
 
     def begin(self, step: int, total_steps: int, epochs: int) -> None:
         """Start reporting after `step` of `total_steps`."""
@@ -80,3 +80,13 @@ class Console:
         first, since = self._begun
         seconds = (time.monotonic() - since) / max(step - first, 1) * (self._total - step)
         return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{int(seconds % 60):02}"
+
+
+def _print(console: RichConsole, text: str) -> None:
+    """Print a line; output that goes to a full disk comes later, and is no reason to end a run."""
+    try:
+        console.print(text, markup=False)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastirv2.errors import DataError, UsageError
-from fastirv2.files import write_file
+from fastirv2.files import Log, write_file
 
 Line = dict[str, Any]
 COLUMNS = (
@@ -43,22 +43,37 @@ def rates(sums: Iterable[float]) -> Line:
 class Metrics:
     """The file metrics.jsonl of a run; every line is whole and on its way to the disk before the run goes on.
 
-    Its methods raise DataError when the file cannot be written.
+    Its methods raise DataError when the file cannot be written; lines then wait in memory, and come with the next.
     """
 
     def __init__(self, run: Path) -> None:
         self.path = run / "metrics.jsonl"
+        self._log = Log(self.path)
+
+    @property
+    def waiting(self) -> list[str]:
+        """The lines that are not in the file yet."""
+        return [line.decode() for line in self._log.waiting]
 
     def add(self, line: Line) -> None:
         """Append a line; a number that is none (a loss that overflowed) is written as null, which JSON has."""
-        with _said(self.path), self.path.open("a") as file:
-            file.write(_json(line))
+        with _said(self.path):
+            self._log.add(_json(line).encode())
 
-    def cut(self, step: int, *, pending: bool) -> None:
-        """Drop what was written after `step`, and the validation of `step` itself when it is `pending`: it will come again."""
+    def write(self) -> None:
+        """Append the lines that wait."""
+        with _said(self.path):
+            self._log.write()
+
+    def cut(self, step: int, *, pending: bool, waiting: Iterable[str] = ()) -> None:
+        """Drop what was written after `step`, and the validation of `step` itself when it is `pending`: it will come again.
+
+        Lines that were `waiting` at that step and never came into the file are appended.
+        """
         with _said(self.path):
             done = [n for n in read_metrics(self.path) if n["step"] < step or (n["step"] == step and not _again(n, pending))]
             lines = [_json(line) for line in done]
+            lines += [line for line in waiting if line not in set(lines)]
             write_file(self.path, lambda file: file.write("".join(lines).encode()))
 
 
@@ -67,7 +82,7 @@ def _said(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}; mend that and give the same command again") from error
+        raise DataError(f"{path} cannot be written: {error.strerror}; make room, or mend that") from error
 
 
 def _again(line: Line, pending: bool) -> bool:

@@ -88,7 +88,7 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def take_up(folder: Path, process: Process, console: Console) -> dict[str, Any] | None:
     """Read the checkpoint to go on from, the one that rank 0 finds whole, on every rank; None when there is none.
 
-    What was logged after it is dropped: it will be done again.
+    What was logged after it is dropped: it will be done again. Lines that a full disk kept out of the log come from it.
 
     Raises:
         DataError: there are checkpoints and none can be read, or a rank cannot read rank 0's.
@@ -100,7 +100,8 @@ def take_up(folder: Path, process: Process, console: Console) -> dict[str, Any] 
     def follow() -> dict[str, Any] | None:
         if process.first:
             checkpoints.sweep()
-            Metrics(folder).cut(step, pending=bool(state and state["pending"]))
+            known = state or {}
+            Metrics(folder).cut(step, pending=bool(known.get("pending")), waiting=known.get("unlogged", ()))
             return state
         return read(checkpoints.path(step)) if step else None
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -67,6 +68,8 @@ class Run:
     agreement: Agreement
     most_bad: int  # records that may be bad, of all that the ranks have met together
     bad: set[str] = field(default_factory=set)  # what is said of those
+    metrics: Metrics = field(init=False)
+    refused: set[str] = field(default_factory=set)  # what the disk does not take at present
     board: Board | None = None  # on the first rank, from the first step on
     step: int = 0
     pending: int = 0  # an epoch that has ended and is not yet validated
@@ -84,6 +87,9 @@ class Run:
         """The run's checkpoints."""
         return Checkpoints(self.folder / "checkpoints")
 
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.folder)
+
     def begin(self) -> None:
         """Start the clocks and, on the first rank, all that reports."""
         self.console.begin(self.step, self.plan.total_steps, self.plan.epochs)
@@ -95,15 +101,31 @@ class Run:
     def end(self) -> None:
         """Stop all that runs beside the steps; what cannot be stopped cleanly does not hide why the run ends."""
         stops = [self.console.end, self.train.close, self.val.close, self.agreement.close]
-        for stop in [*stops, *([self.board.close] if self.board else [])]:
-            with contextlib.suppress(OSError, RuntimeError):
+        for stop in [*stops, *([self.board.write] if self.board else [])]:
+            with contextlib.suppress(OSError, RuntimeError, DataError):
                 stop()
 
     def report(self, line: dict[str, Any]) -> None:
         """Write a line to the files of the run."""
-        Metrics(self.folder).add(line)
+        with self.goes_on("metrics.jsonl"):
+            self.metrics.add(line)
         if self.board:
-            self.board.add(line)
+            with self.goes_on("tensorboard"):
+                self.board.add(line)
+
+    @contextlib.contextmanager
+    def goes_on(self, name: str) -> Iterator[None]:
+        """Let training go on when one of its files cannot be written; that is said once, and once that it can be again."""
+        try:
+            yield
+        except DataError as error:
+            if name not in self.refused:
+                self.console.warn(f"{error}; training goes on, and it is tried again with what is to be written next")
+            self.refused.add(name)
+        else:
+            if name in self.refused:
+                self.console.say(f"{self.folder / name} is written again, with nothing lost")
+            self.refused.discard(name)
 
     def agree(self) -> Agreed:
         """Return what all ranks know; a checkpoint is due by the clock or by steps."""
@@ -255,7 +277,7 @@ def _write(run: Run, sums: torch.Tensor, now: float) -> None:
         "step": run.step, "pending": run.pending, "best_error": run.best_error, "best_epoch": run.best_epoch,
         "best_step": run.best_step, "train_counts": sums, "interval_seconds": now - run.interval - run.paused,
         "model": run.engine.model.state_dict(), "optimizer": run.optimizer.state_dict(),
-        "classes": run.classes, "config": run.table,
+        "classes": run.classes, "config": run.table, "unlogged": run.metrics.waiting,
     }  # fmt: skip
     run.checkpoints.save(state, run.step, run.best_step)
     run.checkpoints.prune(run.checkpoint.keep, run.best_step, lambda step: _kept(run.plan, step, run.checkpoint.keep_every))
@@ -265,6 +287,12 @@ def _kept(plan: Plan, step: int, every: int) -> bool:
     """Say whether `step` ends an epoch whose number `every` divides."""
     epoch = plan.ended_by(step)
     return every > 0 and epoch > 0 and epoch % every == 0
+
+
+def try_to_draw(run: Run) -> None:
+    """Draw what was measured so far; what cannot be written now is after the next epoch, or when the command is given again."""
+    with run.goes_on("curves.png"):
+        draw(run.folder)
 
 
 def draw(folder: Path) -> None:

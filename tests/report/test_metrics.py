@@ -78,7 +78,7 @@ def test_a_line_cut_by_a_kill_is_left_out_and_the_next_is_whole(run):
 
 
 def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path):
-    with pytest.raises(DataError, match="cannot be written: No such file or directory; mend that"):
+    with pytest.raises(DataError, match="cannot be written: No such file or directory; make room, or mend that"):
         Metrics(tmp_path / "none").add(LINES[0])
 
 
