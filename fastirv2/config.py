@@ -21,9 +21,9 @@ from fastirv2.models import SMALLEST_INPUT, ModelConfig
 from fastirv2.report.metrics import LogConfig
 from fastirv2.training.checkpoint import CheckpointConfig
 from fastirv2.training.ema import EmaConfig
-from fastirv2.training.optim import OptimizerConfig
+from fastirv2.training.optim import OptimizerConfig, describe_optimizer
 from fastirv2.training.plan import TrainConfig
-from fastirv2.training.schedule import ScheduleConfig
+from fastirv2.training.schedule import ScheduleConfig, describe_schedule
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -127,6 +127,25 @@ def read_recipe(name: str) -> tuple[Config, dict[str, str]]:
     for key in ("train", "val", "train_digest", "val_digest") if isinstance(content.get("data"), dict) else ():
         content["data"].pop(key, None)
     return _filled(Config(), content, str(path)), texts
+
+
+def list_recipes() -> str:
+    """Return the recipes, a paragraph each: what they are, and what of them was published."""
+    return "\n".join(line for name in recipe_names() for line in _described(name))
+
+
+def _described(name: str) -> list[str]:
+    config, texts = read_recipe(name)
+    train = config.train
+    averaged = f", weights averaged with decay {config.ema.decay:g}" if config.ema.decay else ""
+    sizes = f"batches of {train.global_batch}, normalised over {train.bn_batch or 'a device'}"
+    lines = [
+        texts.get("about", ""),
+        f"{config.model.arch} network, {train.epochs} epochs, {sizes}",
+        f"{describe_optimizer(config.optimizer)}; {describe_schedule(config.schedule)}{averaged}",
+        f"published: {texts.get('published', 'none')}",
+    ]
+    return [f"{'' if number else name:10} {line}" for number, line in enumerate(lines)]
 
 
 def _filled(config: Any, values: dict[str, Any], where: str) -> Any:

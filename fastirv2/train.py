@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastirv2.config import Config, Options, as_table, parse, read_recipe, recipe_names, to_toml
+from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, to_toml
 from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
 from fastirv2.data.dataset import Records, check_classes
@@ -256,24 +256,13 @@ def check_usage(options: Options) -> None:
     divide(options.config, int(os.environ.get("WORLD_SIZE", "1")), count=1)
 
 
-def list_recipes(console: Console) -> None:
-    """Print the recipes with what they say of themselves."""
-    for name in recipe_names():
-        config, texts = read_recipe(name)
-        settings = config.train
-        sizes = f"batches of {settings.global_batch}, normalised over {settings.bn_batch or 'a device'}"
-        console.say(f"{name:10} {texts.get('about', '')}")
-        console.say(f"{'':10} {config.model.arch} network, {settings.epochs} epochs, {sizes}")
-        console.say(f"{'':10} published: {texts.get('published', 'none')}")
-
-
 def command() -> int:
     """Read the command line and do what it says; return the exit code."""
     first = os.environ.get("RANK", "0") == "0"
     options = parse(sys.argv[1:], silent=not first)
     console = Console(first=first)
     if options.recipes:
-        list_recipes(console)
+        console.say(list_recipes())
         return 0
     if options.print_config:
         console.say(to_toml(as_table(options.config)).rstrip())

@@ -89,6 +89,15 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Begun:
     return Lamb(groups, betas=(config.momentum, alpha), **settings)
 
 
+def describe_optimizer(config: OptimizerConfig) -> str:
+    """Say in a few words what the optimizer is."""
+    where = "" if config.decay == "all" else " on weights"
+    decay = f"weight decay {config.weight_decay:g}{where}" if config.weight_decay else "no weight decay"
+    name = {"sgd": "Nesterov SGD", "rmsprop": "RMSProp", "lamb": "LAMB"}[config.kind]
+    momentum = f"momentum {config.momentum:g}" if config.momentum else "no momentum"
+    return f"{name}, {momentum}, {decay}"
+
+
 def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Return all parameters as one group, or those with several dimensions and those with one: biases and normalisation."""
     parameters = list(model.parameters())

@@ -75,6 +75,15 @@ def scale(config: ScheduleConfig) -> float:
     return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[config.scaling]
 
 
+def describe_schedule(config: ScheduleConfig) -> str:
+    """Say in a few words how the rate runs, for the batch that it is given for."""
+    epochs = f"{config.warmup_epochs:g} epoch{'' if config.warmup_epochs == 1 else 's'}"
+    warmup = f", warm-up of {epochs}" if config.warmup_epochs else ""
+    interval = f"{config.interval_epochs:g} epochs" if config.interval_epochs else f"{config.interval:,} steps"
+    falling = "falling as a cosine" if config.kind == "cosine" else f"× {config.factor:g} every {interval}"
+    return f"rate {config.rate:g} {falling}{warmup}"
+
+
 def describe_scaling(config: ScheduleConfig) -> str:
     """Say how the run's global batch changes the recipe's numbers; "" where it is the recipe's own."""
     if config.global_batch in (0, config.batch):

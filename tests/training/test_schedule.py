@@ -1,52 +1,13 @@
-"""The learning rate at chosen steps, against values worked out by hand."""
+"""The learning rate as a function of the step; the recipes' own are in test_recipes.py."""
 
 import math
 
 import pytest
 
-from fastirv2.config import read_recipe
 from fastirv2.errors import UsageError
 from fastirv2.training.schedule import ScheduleConfig, describe_scaling, for_run, learning_rate
 
 IMAGENET = 1_281_167
-
-
-def schedule(recipe, global_batch=64, epochs=90):
-    steps = -(-epochs * IMAGENET // global_batch)
-    return for_run(read_recipe(recipe)[0].schedule, global_batch=global_batch, count=IMAGENET, total_steps=steps)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "step", "rate"),
-    [
-        ("setting1", 1, 0.045),
-        ("setting1", 12_799, 0.045),
-        ("setting1", 12_800, 0.0432),
-        ("setting1", 25_600, 0.041472),
-        ("setting1", 1_801_642, 0.045 * 0.96**140),  # the end: 1.483e-4
-        ("setting2", 25_599, 0.045),
-        ("setting2", 25_600, 0.0432),
-        ("setting2", 1_801_642, 0.045 * 0.96**70),
-        ("setting3", 51_199, 0.045),
-        ("setting3", 51_200, 0.0432),
-        ("setting3", 1_801_642, 0.045 * 0.96**35),
-    ],
-)
-def test_the_predecessors_settings(recipe, step, rate):
-    assert learning_rate(step, schedule(recipe)) == pytest.approx(rate, rel=1e-12)
-
-
-def test_setting_1_ends_at_1_5e_4():
-    config = schedule("setting1")
-    assert config.total_steps == 1_801_642
-    assert learning_rate(config.total_steps, config) == pytest.approx(1.5e-4, rel=0.02)
-
-
-def test_another_batch_scales_the_rate_and_keeps_the_interval_in_images():
-    config = schedule("setting1", global_batch=256)
-    assert learning_rate(1, config) == pytest.approx(0.18)
-    assert learning_rate(3199, config) == pytest.approx(0.18)
-    assert learning_rate(3200, config) == pytest.approx(0.18 * 0.96)
 
 
 @pytest.mark.parametrize(("scaling", "rate"), [("linear", 0.4), ("sqrt", 0.2), ("none", 0.1)])
