@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastirv2.data.counter import hashes
 from fastirv2.data.dataset import Records, check_classes
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
+from fastirv2.data.sampler import batch
 from fastirv2.data.samples import TrainOrder, ValidationOrder, check_input, describe, needs_sizes
 from fastirv2.errors import DataError, StoppedError, UsageError, UserError, run_command
 from fastirv2.models import create
@@ -29,7 +31,6 @@ from fastirv2.training.distributed import (
     join,
     leave,
     neighbours,
-    seed_device,
     tell_peers,
     together,
     told_by_peer,
@@ -38,10 +39,21 @@ from fastirv2.training.engine import NORMALISE, Engine, choose_precision
 from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import create_optimizer, set_rate
 from fastirv2.training.plan import Plan, make_plan
-from fastirv2.training.run import Run, draw, end_for_fault, log_interval, restore, save, try_to_draw, validate
+from fastirv2.training.run import (
+    Run,
+    check_patience,
+    draw,
+    end_for_fault,
+    log_interval,
+    restore,
+    save,
+    try_to_draw,
+    validate,
+)
 from fastirv2.training.schedule import describe_scaling, for_run, learning_rate
 
 PROGRAM = "fastirv2.train"
+_DROPOUT_STREAM = 0x64726F706F7574  # "dropout": keeps its hashes apart from the order's and the augmentation's
 
 
 def train(run: Run, config: Config) -> None:
@@ -53,6 +65,7 @@ def train(run: Run, config: Config) -> None:
         DivergedError: the loss is no finite number.
     """
     plan = run.plan
+    records = partial(records_of, config, plan, run.process.rank)
     if run.pending:
         close_epoch(run)
     if run.step == config.train.stop_after > 0:
@@ -60,9 +73,9 @@ def train(run: Run, config: Config) -> None:
     for step in range(run.step + 1, plan.total_steps + 1):
         rate = learning_rate(step, config.schedule)
         set_rate(run.optimizer, rate)
-        seed_device(int(hashes(config.train.seed, step, run.process.rank)) >> 1, run.engine.device)  # dropout's mask
-        run.engine.step(run.train, run.optimizer)
+        run.engine.step(run.train, run.optimizer, number=step, draw=int(hashes(config.train.seed, _DROPOUT_STREAM, step)))
         run.step, run.pending = step, plan.ended_by(step)
+        check_patience(run, config.train.patience, records)
         run.console.advance(step)
 
         if run.pending or step % config.log.every == 0:
@@ -81,6 +94,12 @@ def train(run: Run, config: Config) -> None:
             break
     if any(from_all(run.fault is not None)):  # in the last step, after which nobody was asked
         end_for_fault(run)
+
+
+def records_of(config: Config, plan: Plan, rank: int, step: int) -> list[int]:
+    """Return the records of a rank in a step, counted from 1."""
+    where = (plan.count, plan.global_batch, plan.world, rank)
+    return batch(config.train.seed, step - 1, *where, block=config.data.block).tolist()
 
 
 def close_epoch(run: Run) -> None:
@@ -144,7 +163,10 @@ def resolve(config: Config, process: Process, *, count: int, classes: int) -> Co
     if given and given < classes:
         raise DataError(f"the data has {classes} classes, but --model.classes is {given}; give at least {classes}")
     model = replace(config.model, classes=given or classes)
-    settings = replace(config.train, amp=choose_precision(config.train.amp, process.device))
+    amp = choose_precision(config.train.amp, process.device, deterministic=config.train.deterministic)
+    settings = replace(config.train, amp=amp)
+    if settings.deterministic:
+        config = replace(config, input=replace(config.input, hw_decoder_load=0.0))  # pixels then repeat exactly
     total = divide(config, process.world, count).total_steps
     schedule = for_run(config.schedule, global_batch=settings.global_batch, count=count, total_steps=total)
     return replace(config, model=model, train=settings, schedule=schedule)
@@ -178,6 +200,8 @@ def build(prepared: Prepared, folder: Path, process: Process, console: Console, 
         accumulation=plan.accumulation,
         normalise=normalise,
         label_smoothing=config.train.label_smoothing,
+        clip=config.optimizer.clip,
+        ema=config.ema,
     )
     order = TrainOrder(
         prepared.train,
@@ -270,7 +294,8 @@ def command() -> int:
     check_usage(options)
     process = join(options.config.train.device)
     try:
-        choose_precision(options.config.train.amp, process.device)
+        settings = options.config.train
+        choose_precision(settings.amp, process.device, deterministic=settings.deterministic)
         execute(options, process, console)
     except torch.OutOfMemoryError as error:
         tell_peers(UsageError.exit_code)

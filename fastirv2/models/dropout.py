@@ -36,13 +36,6 @@ def sample_keys(base: int, start: int, count: int, device: torch.device) -> torc
     return _mixed(places * _GOLDEN + (base - (1 << 64) if base >= 1 << 63 else base))
 
 
-def drop_by(model: nn.Module, keys: torch.Tensor) -> None:
-    """Give every `Dropout` of a network the keys of the samples to come."""
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.keys = keys
-
-
 def _upper_24_bits(x: torch.Tensor) -> torch.Tensor:
     return _shifted(_mixed(x), 40)
 

@@ -112,13 +112,25 @@ def share_statistics(model: nn.Module, statistics: Statistics) -> None:
 
 
 @torch.no_grad()
-def unite_running_statistics(model: nn.Module, *, average: bool) -> None:
-    """Give all ranks the same running means and variances, in place, in one collective: their average, or rank 0's."""
-    buffers = [b for m in model.modules() if isinstance(m, BatchNorm2d) for b in (m.running_mean, m.running_var)]
-    flat = torch.cat(buffers)
+def flat_statistics(model: nn.Module) -> torch.Tensor:
+    """Move all running means and variances of `model` into one tensor (n,), of which they become views, and return it.
+
+    What is then done with all of them is one kernel. To be called once the model is on its device in its dtype.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
+    buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+    flat = torch.cat(buffers) if buffers else torch.empty(0, device=next(model.parameters()).device)
+    views = iter(flat.split([buffer.numel() for buffer in buffers]))
+    for layer in layers:
+        layer.running_mean, layer.running_var = next(views), next(views)
+    return flat
+
+
+@torch.no_grad()
+def unite_running_statistics(flat: torch.Tensor, *, average: bool) -> None:
+    """Give all ranks the same `flat_statistics`, in place, in one collective: their average, or rank 0's."""
     if average:
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
     else:
         dist.broadcast(flat, src=0)
-    torch._foreach_copy_(buffers, list(flat.split([b.numel() for b in buffers])))

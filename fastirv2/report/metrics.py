@@ -35,8 +35,9 @@ class LogConfig:
 
 
 def rates(sums: Iterable[float]) -> Line:
-    """Turn sums of loss, top-1 correct, top-5 correct and images into mean loss and errors in percent."""
+    """Turn sums of loss, top-1 correct, top-5 correct and images into mean loss and errors in percent; NaN of no images."""
     loss, top1, top5, images = sums
+    images = images or math.nan
     return {"loss": loss / images, "top1_error": 100 * (1 - top1 / images), "top5_error": 100 * (1 - top5 / images)}
 
 
@@ -117,7 +118,9 @@ def epochs(lines: list[Line]) -> list[Line]:
         seconds = sum(line["images"] / line["images_per_second"] for line in train)
         row: Line = {"epoch": val["epoch"], "step": val["step"], "lr": train[-1]["lr"] if train else None}
         for name in ("loss", "top1_error", "top5_error"):
-            row[f"train_{name}"] = sum(line[name] * line["images"] for line in train) / images if train else None
+            known = [line for line in train if line[name] is not None]
+            counted = sum(line["images"] for line in known)
+            row[f"train_{name}"] = sum(line[name] * line["images"] for line in known) / counted if known else None
             row[f"val_{name}"] = val[name]
         row["images_per_second"] = images / seconds if train else None
         row["data_wait_share"] = max((line["data_wait_share"] for line in train), default=None)

@@ -72,13 +72,6 @@ def _masks_of_host() -> list[frozenset[int]]:
     return [mask for host, mask in found if host == mine[0]]
 
 
-def seed_device(seed: int, device: torch.device) -> None:
-    """Seed the generators that this rank draws from: the CPU's and, on a GPU, that of its own device."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
-
-
 def leave() -> None:
     """Take the process group down, if there is one."""
     if dist.is_initialized():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +77,15 @@ class Ema:
         torch._foreach_copy_(self.weights, self.averages)
         torch._foreach_copy_(self.averages, kept)
         self.exchanged = not self.exchanged
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have the averages in the model for as long as the context lasts."""
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages as a state dict that the model could load, and the number of steps taken in; no copies."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -12,28 +13,40 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastirv2.errors import UsageError
+from fastirv2.models.dropout import Dropout, sample_keys
 from fastirv2.pipelines import IMAGENET_MEAN, IMAGENET_STD, UNIT_MEAN, UNIT_STD
 from fastirv2.training.distributed import Process, sum_over_ranks
+from fastirv2.training.ema import Ema, EmaConfig
+from fastirv2.training.gate import Gate, all_finite
 from fastirv2.training.plan import Amp
 
 Batch = tuple[torch.Tensor, torch.Tensor, int]  # images (B, 3, H, W) channels last, labels int64 (B,), how many count
 
 
-def choose_precision(amp: Amp, device: torch.device) -> Amp:
-    """Resolve "auto" and set the device's TF32 switches for the precision chosen.
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(amp: Amp, device: torch.device, *, deterministic: bool = False) -> Amp:
+    """Resolve "auto" and set the switches of the device for the precision chosen.
 
     "auto" is bf16 autocast where the device computes in it (a GPU since Ampere, a CPU with AVX-512 BF16 or AMX), else fp32.
     TF32 is off in all but "tf32": fp32 means IEEE single precision.
 
+    `deterministic` has only algorithms run that give the same bits every time.
+
     Raises:
-        UsageError: "tf32" without a GPU.
+        UsageError: "tf32" or "fp16" without a GPU.
     """
     if amp == "auto":
         amp = "bf16" if _has_bf16(device) else "fp32"
-    if amp == "tf32" and device.type != "cuda":
-        raise UsageError("--train.amp tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16")
+    if amp in ("tf32", "fp16") and device.type != "cuda":
+        raise UsageError(f"--train.amp {amp} needs an NVIDIA GPU; on a CPU use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp == "tf32"
-    torch.backends.cudnn.benchmark = True  # shapes change with --input.sizes alone, so the search pays
+    torch.backends.cudnn.benchmark = not deterministic  # shapes change with --input.sizes alone, so the search pays
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what was never written
     return amp
 
 
@@ -106,6 +119,8 @@ class Engine:
         accumulation: int,
         normalise: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
         label_smoothing: float = 0.0,
+        clip: float = 0.0,
+        ema: EmaConfig | None = None,
     ) -> None:
         self.device = process.device
         self.dtype = torch.float64 if amp == "fp64" else torch.float32
@@ -115,51 +130,78 @@ class Engine:
         self.normalise = normalise
         self.loss = functools.partial(nn.functional.cross_entropy, reduction="none", label_smoothing=label_smoothing)
         self.train_counts = Counts(self.device)
+        self._counts_of_step = Counts(self.device)
+        self.gate = Gate(self.model, clip=clip, scaled=amp == "fp16")
+        self.ema = Ema(self.model, ema) if ema and ema.decay else None
+        self._dropouts = [module for module in self.model.modules() if isinstance(module, Dropout)]
+        self._place = process.rank * accumulation  # of this rank's first pass in the global batch, in passes
         self.parallel = self.model if process.world == 1 else _data_parallel(self.model, process)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context that forward passes run in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16")
+        return torch.autocast(self.device.type, HALF.get(self.amp), enabled=self.amp in HALF)
 
-    def step(self, batches: Iterator[Batch], optimizer: torch.optim.Optimizer) -> None:
-        """Take one optimizer step over `accumulation` batches of this rank; the gradient is that of the global batch's mean."""
+    def step(self, batches: Iterator[Batch], optimizer: torch.optim.Optimizer, *, number: int = 0, draw: int = 0) -> None:
+        """Take one optimizer step over `accumulation` batches of this rank; the gradient is that of the global batch's mean.
+
+        `number` is the step's own, from 1, and `draw` a hash of it, uint64, that dropout's masks are drawn by. Where the
+        gradient is not finite the step leaves nothing behind (`Gate`).
+        """
+        self.gate.open()
+        scale = 1.0 if self.gate.scale is None else self.gate.scale
         for part in range(self.accumulation):
             images, labels, _ = next(batches)
+            for dropout in self._dropouts:
+                dropout.keys = sample_keys(draw, (self._place + part) * len(labels), len(labels), self.device)
             last = part == self.accumulation - 1
             with nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
                 with self.autocast():
                     logits = self.parallel(self.normalise(images, self.dtype))
                 losses = self.loss(logits, labels)
-                (losses.mean() / self.accumulation).backward()
-            self.train_counts.add(logits, labels, losses)
-        optimizer.step()
+                self.gate.watch(losses.detach(), number)
+                (losses.mean() / self.accumulation * scale).backward()
+            self._counts_of_step.add(logits, labels, losses)
+        found_inf = self.gate.pass_through(optimizer)
+        if self.ema:
+            self.ema.update(found_inf)
+        self.train_counts.sums += torch.where(found_inf > 0, 0, self._counts_of_step.sums)
+        self._counts_of_step.sums.zero_()
         optimizer.zero_grad(set_to_none=True)
 
     @torch.inference_mode()
-    def validate(self, batches: Iterator[Batch], steps: int, stop: Callable[[], bool]) -> torch.Tensor | None:
-        """Run `steps` batches of every rank; return loss, top-1 and top-5 correct, images, summed over all ranks and images.
+    def validate(self, batches: Iterator[Batch], steps: int, stop: Callable[[], bool]) -> list[torch.Tensor] | None:
+        """Run `steps` batches of every rank through the weights, and through their averages where there are any.
 
-        `stop` is asked before each batch, and once it says yes, on all ranks at the same batch, None is returned.
+        Returns:
+            loss, top-1 and top-5 correct, images, summed over all ranks and images: of the weights, and of the averages;
+            None once `stop`, which is asked before each batch, says yes on all ranks.
         """
         self.model.eval()
-        counts = Counts(self.device)
-        for _ in range(steps):
-            if stop():
-                self.model.train()
-                return None
-            images, labels, valid = next(batches)
-            with self.autocast():
-                logits = self.model(self.normalise(images, self.dtype))
-            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-            counts.add(logits, labels, losses, torch.arange(len(labels), device=self.device) < valid)
-        self.model.train()
-        return counts.take()
+        counts = [Counts(self.device) for _ in range(2 if self.ema else 1)]
+        try:
+            for _ in range(steps):
+                if stop():
+                    return None
+                images, labels, valid = next(batches)
+                images, mask = self.normalise(images, self.dtype), torch.arange(len(labels), device=self.device) < valid
+                self._count(images, labels, mask, counts[0])
+                if self.ema:
+                    with self.ema.in_place():
+                        self._count(images, labels, mask, counts[1])
+        finally:
+            self.model.train()
+        return [each.take() for each in counts]
+
+    def _count(self, images: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, counts: Counts) -> None:
+        """Add what the model makes of a batch."""
+        with self.autocast():
+            logits = self.model(images)
+        counts.add(logits, labels, nn.functional.cross_entropy(logits, labels, reduction="none"), mask)
 
     @torch.no_grad()
     def weights_are_finite(self) -> bool:
         """Say whether every parameter is; the host waits for the answer."""
-        norms = torch._foreach_norm(list(self.model.parameters()))
-        return bool(torch.stack(norms).isfinite().all())
+        return all_finite(list(self.model.parameters()))
 
 
 def _data_parallel(model: nn.Module, process: Process) -> DistributedDataParallel:

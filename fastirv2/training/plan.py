@@ -10,7 +10,7 @@ from fastirv2.errors import UsageError
 LARGEST_DEFAULT_BATCH = 256  # images in one pass of a device unless --train.batch says otherwise
 
 SyncBN = Literal["auto", "on", "off", "local"]
-Amp = Literal["auto", "bf16", "tf32", "fp32", "fp64"]
+Amp = Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,12 @@ class TrainConfig:
     """Statistics over bn-batch images whatever the number of devices (auto), over all ranks (on), or over each rank's own
     pass: with running statistics averaged over the ranks (local), or those of rank 0 (off)."""
     amp: Amp = "auto"
-    """Precision: bf16 autocast, tf32 or fp32 or fp64 throughout; auto: bf16 where the device computes in it, else fp32."""
+    """Precision: bf16 or fp16 autocast, tf32 or fp32 or fp64 throughout; auto: bf16 where the device computes in it, else
+    fp32."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits every time: slower on a GPU. On a CPU they do anyway."""
+    patience: int = 20
+    """Steps in a row whose gradient is not finite, and which do not count, until the run ends."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU for each rank if there are any, else the CPU."""
     label_smoothing: float = 0.0
@@ -42,10 +47,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         small = min(self.batch, self.bn_batch, self.stop_after, self.seed) < 0
-        if small or min(self.epochs, self.global_batch) < 1 or self.seed >= 2**63:
+        if small or min(self.epochs, self.global_batch, self.patience) < 1 or self.seed >= 2**63:
             raise UsageError(
-                "train: epochs and global-batch must be positive, batch, bn-batch, stop-after, seed (< 2^63) at least 0; got "
-                f"{self.epochs}, {self.global_batch}, {self.batch}, {self.bn_batch}, {self.stop_after}, {self.seed}"
+                "train: epochs, global-batch and patience must be positive; batch, bn-batch, stop-after and seed (< 2^63) at "
+                f"least 0; got {self.epochs}, {self.global_batch}, {self.patience}; {self.batch}, {self.bn_batch}, "
+                f"{self.stop_after}, {self.seed}"
             )
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"--train.label-smoothing must lie in [0, 1); got {self.label_smoothing}")

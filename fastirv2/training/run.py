@@ -6,7 +6,7 @@ import contextlib
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -145,20 +145,19 @@ class Run:
 def log_interval(run: Run, rate: float) -> None:
     """Write and show what the steps since the last line amounted to. Every rank calls this; the counts are read here.
 
-    Raises:
-        DivergedError: the loss is no finite number.
     """
     sums = run.engine.train_counts.take()
-    _check_finite(run, float(sums[0]))
+    skipped = run.engine.gate.take_skipped()
     seconds = time.perf_counter() - run.interval - run.paused
     untold = run.train.faults.untold() + run.val.faults.untold()
     figures = torch.zeros(2, run.process.world, dtype=torch.float64, device=run.engine.device)
     figures[:, run.process.rank] = torch.tensor([run.train.wait_seconds() / seconds, len(untold)])
     shares, bad = sum_over_ranks(figures).cpu()
     slowest = shares.max(0)
+    images = int(sums[3]) + skipped * run.plan.global_batch  # all that passed through; losses and errors are of what counted
     line = {
         "kind": "train", "step": run.step, "epoch": run.plan.epoch_of(run.step), **rates(sums.tolist()),
-        "images": int(sums[3]), "lr": rate, "images_per_second": float(sums[3]) / seconds,
+        "images": images, "skipped_steps": skipped, "lr": rate, "images_per_second": images / seconds,
         "data_wait_share": min(float(slowest.values), 1.0), "data_wait_rank": int(slowest.indices),
         "memory_bytes": peak_memory(run.engine.device), "time": time.time(),
     }  # fmt: skip
@@ -166,6 +165,9 @@ def log_interval(run: Run, rate: float) -> None:
     if run.process.first:
         run.report(line)
         run.console.train(line)
+    if skipped:
+        which = "a step" if skipped == 1 else f"{skipped} steps"
+        run.console.warn(f"{which} before step {run.step + 1} did not count: the gradient was no finite number")
     if bad.any():
         tell_bad(run, untold)
 
@@ -202,12 +204,27 @@ def end_for_fault(run: Run) -> NoReturn:
     raise RuntimeError("a rank that has met a fault does not say which")
 
 
-def _check_finite(run: Run, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss is {loss} by step {run.step}: training diverged; begin anew with a lower --schedule.rate in another RUN "
-            f"({run.folder} keeps its last checkpoint)"
-        )
+def check_patience(run: Run, patience: int, records: Callable[[int], list[int]]) -> None:
+    """End the run when `patience` steps in a row did not count; `records` gives those of this rank in a step.
+
+    Raises:
+        DivergedError: they did, on all ranks at the same step; the last checkpoint stays.
+    """
+    bad = run.engine.gate.bad_in_a_row()
+    if bad < patience:
+        return
+    own = run.engine.gate.own_bad_step()
+    found = from_all((own, records(own)) if own > run.step - patience else None)
+    ranks = [rank for rank, what in enumerate(found) if what]
+    if run.process.first:
+        for rank in ranks:
+            step, numbers = found[rank]
+            run.report({"kind": "diverged", "step": step, "rank": rank, "records": numbers, "time": time.time()})
+    where = f"the loss itself on rank {', '.join(map(str, ranks))}" if ranks else "not the loss"
+    raise DivergedError(
+        f"the gradient was no finite number in {bad} steps in a row, {where}, by step {run.step}: training diverged; begin "
+        f"anew with a lower --schedule.rate in another RUN ({run.folder} keeps its last checkpoint)"
+    )
 
 
 def peak_memory(device: torch.device) -> int:
@@ -237,35 +254,47 @@ def validate(run: Run) -> Agreed:
     run.paused += time.perf_counter() - begun
     if sums is None:
         return agreed
-    counts = {"images": int(sums[3]), "top1_correct": int(sums[1]), "top5_correct": int(sums[2])}
-    line = {"kind": "val", "step": run.step, "epoch": run.pending, **counts, **rates(sums.tolist()), "weights": "raw"}
-    best = math.isfinite(line["loss"]) and line["top1_error"] < run.best_error
+    lines = [_validation_line(run, weights, each) for weights, each in zip(("raw", "ema"), sums, strict=False)]
+    used = lines[-1]  # whoever averages weights uses the averages
+    best = math.isfinite(used["loss"]) and used["top1_error"] < run.best_error
     if best:
-        run.best_error, run.best_epoch, run.best_step = line["top1_error"], run.pending, run.step
+        run.best_error, run.best_epoch, run.best_step = used["top1_error"], run.pending, run.step
     run.pending = 0
-    if run.process.first:
+    for line in lines if run.process.first else ():
         run.report(line)
-        run.console.validation(line, best=best)
+        run.console.validation(line, best=best and line is used)
     return Agreed()
 
 
+def _validation_line(run: Run, weights: str, sums: torch.Tensor) -> dict[str, Any]:
+    counts = {"images": int(sums[3]), "top1_correct": int(sums[1]), "top5_correct": int(sums[2])}
+    return {"kind": "val", "step": run.step, "epoch": run.pending, **counts, **rates(sums.tolist()), "weights": weights}
+
+
 def settle_statistics(run: Run) -> None:
-    """Make the running statistics the same on all ranks, where ranks normalise over images of their own."""
-    if run.plan.bn_ranks < run.process.world:
-        unite_running_statistics(run.engine.model, average=run.sync_bn != "off")
+    """Make the running statistics, and their averages, the same on all ranks, where ranks normalise over their own images."""
+    if run.plan.bn_ranks == run.process.world:
+        return
+    for context in [contextlib.nullcontext(), *([run.engine.ema.in_place()] if run.engine.ema else [])]:
+        with context:
+            unite_running_statistics(run.engine.gate.statistics, average=run.sync_bn != "off")
 
 
 def save(run: Run) -> None:
     """Write a checkpoint: rank 0's state is every rank's, but for the counts since the last line, which are summed.
 
     Raises:
-        DivergedError: the loss or a weight is no finite number; what was saved before stays.
+        DivergedError: a weight is no finite number; what was saved before stays.
         DataError: it cannot be written.
     """
     begun = time.perf_counter()
     settle_statistics(run)
     sums = run.engine.train_counts.take()
-    _check_finite(run, float(sums[0]) if run.engine.weights_are_finite() else math.nan)
+    if not run.engine.weights_are_finite():
+        raise DivergedError(
+            f"a weight is no finite number by step {run.step}: training diverged; begin anew with a lower --schedule.rate in "
+            f"another RUN ({run.folder} keeps its last checkpoint)"
+        )
     together(lambda: _write(run, sums, begun) if run.process.first else None)  # no rank may end while rank 0 writes
     run.saved, run.saved_step, run.asked = time.perf_counter(), run.step, False
     run.paused += run.saved - begun
@@ -276,9 +305,11 @@ def _write(run: Run, sums: torch.Tensor, now: float) -> None:
     state = {
         "step": run.step, "pending": run.pending, "best_error": run.best_error, "best_epoch": run.best_epoch,
         "best_step": run.best_step, "train_counts": sums, "interval_seconds": now - run.interval - run.paused,
-        "model": run.engine.model.state_dict(), "optimizer": run.optimizer.state_dict(),
+        "model": run.engine.model.state_dict(), "optimizer": run.optimizer.state_dict(), "gate": run.engine.gate.state_dict(),
         "classes": run.classes, "config": run.table, "unlogged": run.metrics.waiting,
     }  # fmt: skip
+    if run.engine.ema:
+        state["ema"] = run.engine.ema.state_dict()
     run.checkpoints.save(state, run.step, run.best_step)
     run.checkpoints.prune(run.checkpoint.keep, run.best_step, lambda step: _kept(run.plan, step, run.checkpoint.keep_every))
 
@@ -306,6 +337,10 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     """Take up a checkpoint: weights, optimizer, counts, and the best so far, unless its file is gone."""
     run.engine.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
+    if "gate" in state:  # not from an older version
+        run.engine.gate.load_state_dict(state["gate"])
+    if run.engine.ema:
+        run.engine.ema.load_state_dict(state["ema"])
     run.step, run.pending = state["step"], state["pending"]
     if run.checkpoints.path(state["best_step"]).exists():
         run.best_error, run.best_epoch, run.best_step = state["best_error"], state["best_epoch"], state["best_step"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastirv2.models.norm import BatchNorm2d, Statistics, unite_running_statistics
+from fastirv2.models.norm import BatchNorm2d, Statistics, flat_statistics, unite_running_statistics
 from tests.models.norm_case import case, normalise
 
 
@@ -20,9 +20,10 @@ def main(out: Path) -> None:
         norm = BatchNorm2d(5).double()
         norm.statistics = statistics
         results[name] = normalise(norm, x, dy)
+        flat = flat_statistics(norm)
         for way in (True, False):
             norm.running_mean.copy_(results[name]["mean"])
-            unite_running_statistics(norm, average=way)
+            unite_running_statistics(flat, average=way)
             results[name][f"mean_{way}"] = norm.running_mean.clone()
     torch.save(results, out / f"{rank}.pt")
     dist.destroy_process_group()

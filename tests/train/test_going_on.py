@@ -120,7 +120,8 @@ def test_a_second_trainer_on_a_run_is_told_who_holds_it(trainer, tmp_path):
 
 def test_a_run_that_diverges_ends_with_70_and_keeps_only_finite_weights(trainer, tmp_path):
     run = tmp_path / "run"
-    done = trainer(run, "--schedule.rate", "1e12", "--log.every", "3", "--checkpoint.steps", "1")
+    options = ("--schedule.rate", "1e12", "--log.every", "3", "--checkpoint.steps", "1", "--train.patience", "3")
+    done = trainer(run, *options)
     assert_done(done, 70)
     assert "training diverged" in done.stderr
     for path in run.rglob("step-*.pt"):

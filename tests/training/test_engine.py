@@ -6,6 +6,7 @@ from torch import nn
 
 from fastirv2.errors import UsageError
 from fastirv2.training.distributed import Process
+from fastirv2.training.ema import EmaConfig
 from fastirv2.training.engine import Counts, Engine, choose_precision
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def test_passes_that_accumulate_are_one_step_over_the_whole_batch():
     for parts in (1, 2, 4):
         torch.manual_seed(0)
         engine = Engine(Tiny(), ALONE, amp="fp64", accumulation=parts, normalise=scaled)
-        engine.step(batches(parts), torch.optim.SGD(engine.model.parameters(), lr=0.5))
+        engine.step(batches(parts), torch.optim.SGD(engine.model.parameters(), lr=0.5, fused=True))
         weights.append(engine.model.linear.weight.detach())
         assert engine.train_counts.take()[3] == 8
     for other in weights[1:]:
@@ -78,11 +79,11 @@ def test_labels_are_smoothed_in_training_alone():
     logs = engine.model(scaled(images, torch.float64)).log_softmax(1)
     plain = -logs.gather(1, labels[:, None])[:, 0]
     smoothed = 0.9 * plain + 0.1 * -logs.mean(1)  # Szegedy et al. 2015, section 7: (1 - ε) on the label, ε / classes on each
-    assert engine.validate(iter([batch]), 1, lambda: False)[0] == pytest.approx(plain.sum().item(), rel=1e-12)
+    assert engine.validate(iter([batch]), 1, lambda: False)[0][0] == pytest.approx(plain.sum().item(), rel=1e-12)
 
     gradient = torch.autograd.grad(smoothed.mean(), engine.model.linear.weight)[0]
     before = engine.model.linear.weight.detach().clone()
-    engine.step(iter([batch]), torch.optim.SGD(engine.model.parameters(), lr=1.0))
+    engine.step(iter([batch]), torch.optim.SGD(engine.model.parameters(), lr=1.0, fused=True))
     assert engine.train_counts.take()[0] == pytest.approx(smoothed.sum().item(), rel=1e-12)
     torch.testing.assert_close(before - engine.model.linear.weight, gradient, rtol=1e-10, atol=1e-12)
 
@@ -92,9 +93,26 @@ def test_validation_leaves_the_network_in_training_and_its_weights_alone():
     before = engine.model.linear.weight.clone()
     images, labels, _ = next(batches(1))
     sums = engine.validate(iter([(images, labels, 8), (images, labels, 3), (images, labels, 0)]), 3, lambda: False)
-    assert sums[3] == 11
+    assert sums[0][3] == 11
+    assert len(sums) == 1
     assert engine.model.training
     assert torch.equal(engine.model.linear.weight, before)
+
+
+def test_weights_and_their_averages_are_validated_on_the_same_images():
+    torch.manual_seed(0)
+    engine = Engine(Tiny(), ALONE, amp="fp64", accumulation=1, normalise=scaled, ema=EmaConfig(decay=0.9))
+    for _ in range(3):
+        engine.step(batches(1), torch.optim.SGD(engine.model.parameters(), lr=0.5, fused=True))
+    before = {name: value.clone() for name, value in engine.model.state_dict().items()}
+    raw, averaged = engine.validate(batches(2), 2, lambda: False)
+    assert raw[3] == averaged[3] == 8
+    for sums, weights in ((raw, before), (averaged, engine.ema.state_dict()["weights"])):
+        other = Engine(Tiny(), ALONE, amp="fp64", accumulation=1, normalise=scaled)
+        other.model.load_state_dict(weights)
+        assert torch.equal(other.validate(batches(2), 2, lambda: False)[0], sums)
+    assert raw[0] != averaged[0]
+    assert all(torch.equal(value, before[name]) for name, value in engine.model.state_dict().items())
 
 
 def test_validation_ends_when_it_is_told_to():
