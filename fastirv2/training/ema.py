@@ -12,7 +12,7 @@ from torch import nn
 
 from fastirv2.errors import UsageError
 from fastirv2.models.norm import BatchNorm2d
-from fastirv2.training.gated import descend
+from fastirv2.training.fused import descend
 
 
 @dataclass(frozen=True)

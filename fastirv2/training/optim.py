@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastirv2.errors import UsageError
-from fastirv2.training.gated import Begun
+from fastirv2.training.fused import Begun
 from fastirv2.training.lamb import Lamb
 from fastirv2.training.rmsprop import RMSProp
 

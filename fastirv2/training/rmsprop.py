@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastirv2.training.gated import Begun, descend
+from fastirv2.training.fused import Begun, descend
 
 
 class RMSProp(Begun):

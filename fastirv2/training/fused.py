@@ -1,4 +1,4 @@
-"""Updates that the device itself leaves out after a gradient that is no finite number, without the host ever waiting."""
+"""Updates by torch's fused kernel, which leaves them out when a flag on the device says so, and no host waits."""
 
 from __future__ import annotations
 
