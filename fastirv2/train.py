@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,12 +23,15 @@ from fastirv2.errors import DataError, StoppedError, UsageError, UserError, run_
 from fastirv2.models import create
 from fastirv2.models.norm import Statistics, share_statistics
 from fastirv2.report.console import Console
+from fastirv2.training import signals
 from fastirv2.training.distributed import (
     Agreement,
     Process,
     from_all,
+    is_lost_connection,
     join,
     leave,
+    lost_rank,
     neighbours,
     tell_peers,
     together,
@@ -51,6 +53,7 @@ from fastirv2.training.run import (
     validate,
 )
 from fastirv2.training.schedule import describe_scaling, for_run, learning_rate
+from fastirv2.training.watchdog import Watchdog
 
 PROGRAM = "fastirv2.train"
 _DROPOUT_STREAM = 0x64726F706F7574  # "dropout": keeps its hashes apart from the order's and the augmentation's
@@ -116,7 +119,7 @@ def close_epoch(run: Run) -> None:
 
 def stopped(run: Run, received: int) -> StoppedError:
     """Make the error that ends a run which a signal has stopped."""
-    name = signal.Signals(received).name
+    name = signals.name(received)
     return StoppedError(f"stopped by {name} after step {run.step}; the state is saved and the same command goes on")
 
 
@@ -186,7 +189,9 @@ def divide(config: Config, world: int, count: int) -> Plan:
     )
 
 
-def build(prepared: Prepared, folder: Path, process: Process, console: Console, state: dict[str, Any] | None) -> Run:
+def build(
+    prepared: Prepared, folder: Path, process: Process, console: Console, watchdog: Watchdog, state: dict[str, Any] | None
+) -> Run:
     """Make the network, the optimizer and the input on this rank, and take up the checkpoint."""
     config, plan = prepared.config, prepared.plan
     torch.manual_seed(config.train.seed)
@@ -231,7 +236,7 @@ def build(prepared: Prepared, folder: Path, process: Process, console: Console, 
         val=Loader(prepared.val, val_order, config.input, **shape),
         most_bad=max(1, len(prepared.train) // 1000),
         val_steps=val_order.steps,
-        agreement=Agreement(),
+        agreement=Agreement(watchdog),
     )
     if state:
         restore(run, state)
@@ -292,11 +297,12 @@ def command() -> int:
         console.say(to_toml(as_table(options.config)).rstrip())
         return 0
     check_usage(options)
-    process = join(options.config.train.device)
+    watchdog = Watchdog(options.config.train.timeout, signals.Signals(), end_at_once)
     try:
         settings = options.config.train
+        process = join(settings.device, watchdog.collective_seconds)
         choose_precision(settings.amp, process.device, deterministic=settings.deterministic)
-        execute(options, process, console)
+        execute(options, process, console, watchdog)
     except torch.OutOfMemoryError as error:
         tell_peers(UsageError.exit_code)
         short = UsageError(f"the GPU's memory does not suffice; give a smaller --train.batch ({error})".split("\n")[0])
@@ -306,17 +312,20 @@ def command() -> int:
         if not error.shared:
             tell_peers(error.exit_code)
         raise
-    except RuntimeError:  # what a lost connection to a rank that failed looks like
+    except RuntimeError as error:  # what a lost connection to a rank that failed looks like
         code = told_by_peer()
+        if code is None and watchdog.signals.training and is_lost_connection(error):
+            raise lost_rank() from error
         if code is None:
             raise
         return code
     finally:
         leave()
+        watchdog.stop()
     return 0
 
 
-def execute(options: Options, process: Process, console: Console) -> None:
+def execute(options: Options, process: Process, console: Console, watchdog: Watchdog) -> None:
     """Do the run, or say what it would be."""
     prepared = together(lambda: prepare(options, process))
     folder, defaults = Path(os.path.abspath(options.out)), as_table(Config())
@@ -341,7 +350,8 @@ def execute(options: Options, process: Process, console: Console) -> None:
     if before != prepared.plan.bn_images:
         console.warn(f"normalisation statistics were taken over {before} images so far, and are from here on over others")
     on_bus_error([prepared.train, prepared.val], end_at_once)
-    run = build(prepared, Path(options.out), process, console, state)
+    run = build(prepared, Path(options.out), process, console, watchdog, state)
+    watchdog.describe = lambda: f"after step {run.step}"
     if state:
         console.say(f"going on after step {step:,}")
     state = None  # a second copy of all weights
@@ -356,11 +366,12 @@ def execute(options: Options, process: Process, console: Console) -> None:
     return None
 
 
-def end_at_once(sentence: str) -> None:
+def end_at_once(sentence: str, code: int = DataError.exit_code) -> None:
     """End this process from a thread of its own, since what it waits for will not come."""
-    print(f"{PROGRAM}: {sentence}", file=sys.stderr, flush=True)
-    tell_peers(DataError.exit_code)
-    os._exit(DataError.exit_code)
+    if sentence:
+        print(f"{PROGRAM}: {sentence}", file=sys.stderr, flush=True)
+    tell_peers(code)
+    os._exit(code)
 
 
 if __name__ == "__main__":

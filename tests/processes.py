@@ -3,8 +3,11 @@
 import contextlib
 import os
 import resource
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -30,3 +33,38 @@ def full_disk(most=0, process=0):
         yield
     finally:
         resource.prlimit(process, resource.RLIMIT_FSIZE, old)
+
+
+def start_ranks(count, *arguments, last=(), **environment):
+    """Start `python ARGUMENTS` as so many ranks without a launcher, so that each one's end can be seen.
+
+    `last`, if given, takes the place of the last rank's last arguments.
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(count):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        where = {name: str(value) for name, value in {**names, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items()}
+        line = [*arguments[: len(arguments) - len(last)], *last] if rank == count - 1 else arguments
+        line = [sys.executable, *map(str, line)]
+        ranks.append(
+            subprocess.Popen(
+                line, env={**os.environ, **where, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    return ranks
+
+
+def gone(pid, seconds=60):
+    """Wait until a process has ended, at most so long, and say whether it has; a zombie has."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from fastirv2.errors import DataError, UsageError, UserError
+from fastirv2.errors import DataError, StoppedError, UsageError, UserError
 from fastirv2.host import cpu_share
+from fastirv2.training.watchdog import Watchdog
 
 T = TypeVar("T")
 _FAILED = "fastirv2/failed"
@@ -38,8 +38,10 @@ class Process:
         return self.rank == 0
 
 
-def join(device: str) -> Process:
+def join(device: str, seconds: float) -> Process:
     """Read torchrun's environment, choose this rank's device ("auto", "cpu" or "cuda") and set up the process group.
+
+    Collectives fail after `seconds`, which is to be longer than a watchdog lets them hang.
 
     Raises:
         UsageError: "cuda" without a GPU, or more ranks on this host than GPUs.
@@ -55,7 +57,8 @@ def join(device: str) -> Process:
         torch.cuda.set_device(local_rank)
     here = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if world > 1:
-        dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(minutes=30), device_id=here if gpus else None)
+        limit = timedelta(seconds=seconds)
+        dist.init_process_group("nccl" if gpus else "gloo", timeout=limit, device_id=here if gpus else None)
     cpus = cpu_share(_masks_of_host())
     if not gpus and local_world > 1:  # torchrun would give each rank one thread
         torch.set_num_threads(cpus)
@@ -131,7 +134,8 @@ def together(work: Callable[[], T]) -> T:
 def tell_peers(code: int) -> None:
     """Leave word that this rank fails with an exit code, so that the others end quietly instead of with a lost connection."""
     if dist.is_initialized():
-        _store().set(_FAILED, str(code))
+        with contextlib.suppress(RuntimeError):  # the store itself is gone
+            _store().set(_FAILED, str(code))
 
 
 def told_by_peer() -> int | None:
@@ -142,6 +146,24 @@ def told_by_peer() -> int | None:
         return int(_store().get(_FAILED)) if _store().check([_FAILED]) else None
     except (RuntimeError, ValueError):  # the store itself is gone
         return None
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Say whether an error is that of a collective whose peer has gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
+
+
+def lost_rank() -> StoppedError:
+    """Make the error of a rank that has lost another one while it trained; the first rank to meet it says it."""
+    error = StoppedError(
+        "the connection to another rank is lost: it was killed, or its host is gone; the same command goes on from the last "
+        "checkpoint"
+    )
+    try:
+        error.shared = _store().add("fastirv2/lost", 1) > 1
+    except RuntimeError:
+        error.shared = False
+    return error
 
 
 def _store() -> dist.Store:
@@ -163,19 +185,10 @@ class Agreement:
     The flags travel in an asynchronous all-reduce that is read one step later, so that no step waits for it.
     """
 
-    def __init__(self) -> None:
-        self._received = 0
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._sent: tuple[dist.Work, torch.Tensor] | None = None
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup has some ignored
-        for number in heard:
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._received = number
 
     def reach(self, *, checkpoint: bool = False, fault: bool = False) -> Agreed:
         """Return what the ranks have said.
@@ -183,10 +196,12 @@ class Agreement:
         Every rank calls this equally often. With several ranks the answer is that to the call before; a wish is to be
         said once, a fault in every call.
         """
+        self._watchdog.beat()
+        received = self._watchdog.signals.received
         if self._group is None:
-            return Agreed(self._received, checkpoint, fault)
+            return Agreed(received, checkpoint, fault)
         agreed = self._read()
-        flags = torch.tensor([self._received, int(checkpoint), int(fault)])
+        flags = torch.tensor([received, int(checkpoint), int(fault)])
         self._sent = (dist.all_reduce(flags, dist.ReduceOp.MAX, self._group, async_op=True), flags)
         return agreed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,9 @@ class TrainConfig:
     """Seed of the weights, of the order of the records, and of all that is random about them."""
     stop_after: int = 0
     """Stop with a checkpoint after this step, as if interrupted; 0: at the end. Without it, the same command goes on."""
+    timeout: float = 10.0
+    """Minutes without a step or a batch of validation after which a run that hangs is ended; six times as many until the
+    first step is done; 0: never."""
 
     def __post_init__(self) -> None:
         small = min(self.batch, self.bn_batch, self.stop_after, self.seed) < 0
@@ -53,6 +57,8 @@ class TrainConfig:
                 f"least 0; got {self.epochs}, {self.global_batch}, {self.patience}; {self.batch}, {self.bn_batch}, "
                 f"{self.stop_after}, {self.seed}"
             )
+        if not 0 <= self.timeout < math.inf:
+            raise UsageError(f"--train.timeout must be at least 0 minutes (0: never); got {self.timeout}")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"--train.label-smoothing must lie in [0, 1); got {self.label_smoothing}")
 

@@ -1,0 +1,100 @@
+"""A rank that hangs ends the job with a sentence, and ranks do not outlive their launcher."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastirv2.training.watchdog import Sign, account
+from tests.processes import gone, start_ranks
+
+SCRIPT = ("-m", "tests.training.watched_rank")
+
+
+def until(process, word):
+    for line in process.stdout:
+        if word in line:
+            return
+    pytest.fail(process.stderr.read())
+
+
+def test_a_rank_that_is_stopped_ends_the_others_with_one_sentence_that_names_it():
+    ranks = start_ranks(3, *SCRIPT, "0.03", "9999")
+    for rank in ranks:
+        until(rank, "trains")
+    ranks[1].send_signal(signal.SIGSTOP)
+    said = [rank.communicate(timeout=120)[1] for rank in (ranks[0], ranks[2])]
+    assert [ranks[0].returncode, ranks[2].returncode] == [75, 75]
+    (line,) = [line for part in said for line in part.splitlines() if line.startswith("watched:")]
+    assert line.startswith("watched: no progress for 0.03 minutes (--train.timeout): rank 1 silent since ")
+    assert "; ranks 0, 2 waiting after step " in line
+    assert "in training/distributed.py:" in line
+    assert line.endswith("; the same command goes on from the last checkpoint")
+    ranks[1].kill()
+    ranks[1].communicate()
+
+
+def test_a_rank_whose_work_hangs_is_told_from_those_that_wait_for_it():
+    hangs, waits = start_ranks(2, *SCRIPT, "0.03", "9999", last=("0.03", "5"))[::-1]
+    said = hangs.communicate(timeout=120)[1] + waits.communicate(timeout=120)[1]
+    assert hangs.returncode == waits.returncode == 75
+    (line,) = [line for line in said.splitlines() if line.startswith("watched:")]
+    assert "rank 0 waiting after step 6, in training/distributed.py:" in line
+    assert "rank 1 waiting after step 5, in errors.py:" in line
+
+
+def test_a_run_that_hangs_before_its_first_step_is_not_to_be_tried_again_by_itself():
+    (rank,) = start_ranks(1, *SCRIPT, "0.01", "0")
+    _, said = rank.communicate(timeout=120)
+    assert rank.returncode == 70
+    assert said.startswith("watched: no progress for 0.06 minutes (--train.timeout): rank 0 waiting after step 0, in ")
+    assert said.endswith("; can the hosts reach each other?\n")
+
+
+def test_a_job_that_was_suspended_for_longer_than_the_timeout_goes_on():
+    (rank,) = start_ranks(1, *SCRIPT, "0.03", "9999")
+    until(rank, "trains")
+    rank.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    rank.send_signal(signal.SIGCONT)
+    time.sleep(0.5)
+    rank.terminate()
+    said, complaint = rank.communicate(timeout=60)
+    assert (rank.returncode, said, complaint) == (75, "stopped by SIGTERM\n", "")
+
+
+def test_ranks_whose_launcher_is_killed_stop_at_the_same_step():
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *SCRIPT, "1", "9999"]
+    process = subprocess.Popen(launcher, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pids = [int(process.stdout.readline()) for _ in range(2)]
+    until(process, "trains")
+    process.kill()
+    said = process.communicate(timeout=60)[0]
+    assert said.count("stopped by the death of its launcher") == 2
+    assert all(gone(pid) for pid in pids)
+
+
+def test_without_a_launcher_a_run_outlives_the_process_that_started_it():
+    shell = f"{sys.executable} {' '.join(SCRIPT)} 1 9999 & read line"
+    process = subprocess.Popen(
+        ["bash", "-c", shell], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    pid = int(process.stdout.readline())
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    process.wait(timeout=60)
+    until(process, "trains")
+    time.sleep(1.5)
+    os.kill(pid, signal.SIGTERM)
+    assert process.stdout.read() == "stopped by SIGTERM\n"
+
+
+def test_ranks_that_share_a_fate_share_words():
+    first = {0: Sign(4, "", "a"), 1: Sign(3, "10:00:01", "b"), 2: Sign(3, "10:00:02", "a"), 4: Sign(3, "10:00:02", "a")}
+    second = {**first, 2: Sign(5, "10:00:12", "a"), 4: Sign(6, "10:00:12", "a")}
+    assert account(first, second, 5) == ("rank 1 silent since 10:00:01, b; rank 3 never heard from; ranks 0, 2, 4 waiting a")
+    everybody = {rank: Sign(1, "", "a") for rank in range(8)}
+    assert account(everybody, everybody, 8) == "ranks 0-7 waiting a"

@@ -1,0 +1,45 @@
+"""Run as one of several ranks: meets the others again and again, as training does, under a watchdog, until told to stop."""
+
+import os
+import sys
+import time
+
+from fastirv2.errors import run_command
+from fastirv2.training.distributed import Agreement, join, leave, tell_peers, told_by_peer
+from fastirv2.training.signals import Signals, name
+from fastirv2.training.watchdog import Watchdog
+
+
+def end(sentence, code):
+    if sentence:
+        print("watched:", sentence, file=sys.stderr, flush=True)
+    tell_peers(code)
+    os._exit(code)
+
+
+def main():
+    minutes, steps = float(sys.argv[1]), int(sys.argv[2])
+    watchdog = Watchdog(minutes, Signals(), end)
+    join("cpu", watchdog.collective_seconds)
+    agreement, step = Agreement(watchdog), 0
+    watchdog.describe = lambda: f"after step {step}"
+    print(os.getpid(), flush=True)
+    while step != steps:
+        try:
+            agreed, step = agreement.reach(), step + 1
+        except RuntimeError:
+            return told_by_peer() or 1
+        if step == 20:
+            print("trains", flush=True)
+        if agreed.signal:
+            print("stopped by", name(agreed.signal), flush=True)
+            agreement.close()
+            leave()
+            return 75
+        time.sleep(0.05)
+    time.sleep(1000)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, "watched")
