@@ -76,12 +76,15 @@ def train(run: Run, config: Config) -> None:
     for step in range(run.step + 1, plan.total_steps + 1):
         rate = learning_rate(step, config.schedule)
         set_rate(run.optimizer, rate)
-        run.engine.step(run.train, run.optimizer, number=step, draw=int(hashes(config.train.seed, _DROPOUT_STREAM, step)))
-        run.step, run.pending = step, plan.ended_by(step)
+        pending = plan.ended_by(step)
+        logged = pending > 0 or step % config.log.every == 0
+        draw_by = int(hashes(config.train.seed, _DROPOUT_STREAM, step))
+        run.engine.step(run.train, run.optimizer, number=step, draw=draw_by, watch=logged)
+        run.step, run.pending = step, pending
         check_patience(run, config.train.patience, records)
         run.console.advance(step)
 
-        if run.pending or step % config.log.every == 0:
+        if logged:
             log_interval(run, rate)
         if run.pending:
             close_epoch(run)

@@ -46,6 +46,24 @@ class Concat(nn.Module):
         return torch.cat([branch(x) for branch in self.children()], dim=1)
 
 
+class GlobalPool(nn.Module):
+    """The average over all places; where it is asked to `watch`, it notes the share of zeros among what it averages.
+
+    A share near 1 is a network that has died, as very wide residual ones do (arXiv 1602.07261, section 3.3).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watch = False
+        self.zero_share: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to (N, C)."""
+        if self.watch:
+            self.zero_share = (x.detach() == 0).float().mean()
+        return x.mean((2, 3))
+
+
 class Classifier(nn.Linear):
     """The last layer, always in its weight's own precision: bf16 logits tie, and ties make the error a matter of luck."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastirv2.models.dropout import Dropout
-from fastirv2.models.layers import Classifier, Concat, ConvNorm, initialise, scaled_sum
+from fastirv2.models.layers import Classifier, Concat, ConvNorm, GlobalPool, initialise, scaled_sum
 from fastirv2.models.pooling import MaxPool
 
 SCALE = 0.1  # section 3.3: 0.1 to 0.3; without it networks of more than 1000 filters "died"
@@ -107,6 +107,7 @@ class Paper(nn.Module):
         self.block_b = nn.Sequential(*(block_b() for _ in range(10)))
         self.reduction_b = reduction_b()
         self.block_c = nn.Sequential(*(block_c() for _ in range(5)))
+        self.pool = GlobalPool()
         self.dropout = Dropout(dropout)
         self.classifier = Classifier(2048, num_classes)
         initialise(self)
@@ -115,5 +116,5 @@ class Paper(nn.Module):
         """Map images (N, 3, H, W), scaled to [-1, 1], at least 75 pixels a side, to logits (N, num_classes)."""
         x = self.reduction_a(self.block_a(self.stem(x)))
         x = self.reduction_b(self.block_b(x))
-        x = self.block_c(x).mean((2, 3))
+        x = self.pool(self.block_c(x))
         return self.classifier(self.dropout(x))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastirv2.models.dropout import Dropout
-from fastirv2.models.layers import Classifier, Concat, ConvNorm, initialise, scaled_sum
+from fastirv2.models.layers import Classifier, Concat, ConvNorm, GlobalPool, initialise, scaled_sum
 from fastirv2.models.pooling import MaxPool
 
 Conv = partial(ConvNorm, eps=1e-3)
@@ -105,6 +105,7 @@ class Slim(nn.Module):
         self.repeat_2 = nn.Sequential(*(block8() for _ in range(9)))
         self.block8 = block8(1.0, relu=False)
         self.conv2d_7b = Conv(2080, 1536)
+        self.pool = GlobalPool()
         self.dropout = Dropout(dropout)
         self.classif = Classifier(1536, num_classes)
         initialise(self)
@@ -116,4 +117,4 @@ class Slim(nn.Module):
         x = self.mixed_6a(self.repeat(self.mixed_5b(x)))
         x = self.mixed_7a(self.repeat_1(x))
         x = self.conv2d_7b(self.block8(self.repeat_2(x)))
-        return self.classif(self.dropout(x.mean((2, 3))))
+        return self.classif(self.dropout(self.pool(x)))

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastirv2.errors import UsageError
 from fastirv2.models.dropout import Dropout, sample_keys
+from fastirv2.models.layers import GlobalPool
 from fastirv2.pipelines import IMAGENET_MEAN, IMAGENET_STD, UNIT_MEAN, UNIT_STD
 from fastirv2.training.distributed import Process, sum_over_ranks
 from fastirv2.training.ema import Ema, EmaConfig
@@ -134,6 +135,7 @@ class Engine:
         self.gate = Gate(self.model, clip=clip, scaled=amp == "fp16")
         self.ema = Ema(self.model, ema) if ema and ema.decay else None
         self._dropouts = [module for module in self.model.modules() if isinstance(module, Dropout)]
+        self._pools = [module for module in self.model.modules() if isinstance(module, GlobalPool)]
         self._place = process.rank * accumulation  # of this rank's first pass in the global batch, in passes
         self.parallel = self.model if process.world == 1 else _data_parallel(self.model, process)
 
@@ -141,13 +143,23 @@ class Engine:
         """Return the context that forward passes run in."""
         return torch.autocast(self.device.type, HALF.get(self.amp), enabled=self.amp in HALF)
 
-    def step(self, batches: Iterator[Batch], optimizer: torch.optim.Optimizer, *, number: int = 0, draw: int = 0) -> None:
+    def step(
+        self,
+        batches: Iterator[Batch],
+        optimizer: torch.optim.Optimizer,
+        *,
+        number: int = 0,
+        draw: int = 0,
+        watch: bool = False,
+    ) -> None:
         """Take one optimizer step over `accumulation` batches of this rank; the gradient is that of the global batch's mean.
 
-        `number` is the step's own, from 1, and `draw` a hash of it, uint64, that dropout's masks are drawn by. Where the
-        gradient is not finite the step leaves nothing behind (`Gate`).
+        `number` is the step's own, from 1, and `draw` a hash of it, uint64, that dropout's masks are drawn by; `watch` has
+        `zero_share` known afterwards. Where the gradient is not finite the step leaves nothing behind (`Gate`).
         """
         self.gate.open()
+        for pool in self._pools:
+            pool.watch = watch
         scale = 1.0 if self.gate.scale is None else self.gate.scale
         for part in range(self.accumulation):
             images, labels, _ = next(batches)
@@ -197,6 +209,10 @@ class Engine:
         with self.autocast():
             logits = self.model(images)
         counts.add(logits, labels, nn.functional.cross_entropy(logits, labels, reduction="none"), mask)
+
+    def zero_share(self) -> float | None:
+        """Return the share of zeros before the pool in the last pass that was watched; waits for the device."""
+        return next((float(pool.zero_share) for pool in self._pools if pool.zero_share is not None), None)
 
     @torch.no_grad()
     def weights_are_finite(self) -> bool:

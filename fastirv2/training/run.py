@@ -24,6 +24,8 @@ from fastirv2.training.distributed import Agreed, Agreement, Process, from_all, 
 from fastirv2.training.engine import Batch, Engine
 from fastirv2.training.plan import Plan, SyncBN
 
+_DYING = 0.95  # share of zeros before the pool
+
 
 class Faults(Protocol):
     """What is wrong with the records that batches are made of: what is to end the run, and what was skipped."""
@@ -70,6 +72,7 @@ class Run:
     bad: set[str] = field(default_factory=set)  # what is said of those
     metrics: Metrics = field(init=False)
     refused: set[str] = field(default_factory=set)  # what the disk does not take at present
+    dying: bool = False  # whether the user has been warned of it
     board: Board | None = None  # on the first rank, from the first step on
     step: int = 0
     pending: int = 0  # an epoch that has ended and is not yet validated
@@ -157,7 +160,8 @@ def log_interval(run: Run, rate: float) -> None:
     images = int(sums[3]) + skipped * run.plan.global_batch  # all that passed through; losses and errors are of what counted
     line = {
         "kind": "train", "step": run.step, "epoch": run.plan.epoch_of(run.step), **rates(sums.tolist()),
-        "images": images, "skipped_steps": skipped, "lr": rate, "images_per_second": images / seconds,
+        "images": images, "skipped_steps": skipped, "zero_share": run.engine.zero_share(),
+        "lr": rate, "images_per_second": images / seconds,
         "data_wait_share": min(float(slowest.values), 1.0), "data_wait_rank": int(slowest.indices),
         "memory_bytes": peak_memory(run.engine.device), "time": time.time(),
     }  # fmt: skip
@@ -165,6 +169,12 @@ def log_interval(run: Run, rate: float) -> None:
     if run.process.first:
         run.report(line)
         run.console.train(line)
+    if (line["zero_share"] or 0.0) > _DYING and not run.dying:
+        run.dying = True
+        run.console.warn(
+            f"{100 * line['zero_share']:.1f} % of the activations before the pool are zero at step {run.step}: the network is "
+            "dying, after which it learns nothing more; begin anew with a lower --schedule.rate or a longer warm-up"
+        )
     if skipped:
         which = "a step" if skipped == 1 else f"{skipped} steps"
         run.console.warn(f"{which} before step {run.step + 1} did not count: the gradient was no finite number")

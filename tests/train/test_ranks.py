@@ -32,15 +32,27 @@ def distance(ours, theirs):
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def test_in_float64_five_steps_on_two_ranks_are_those_on_one(trainer, tmp_path):
-    options = ("--train.amp", "fp64", "--model.dropout", "0", "--schedule.warmup-epochs", "3", "--train.stop-after", "5")
-    for ranks in (1, 2):
-        assert_done(trainer(tmp_path / f"{ranks}", *options, ranks=ranks))
-    one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
-    assert one["step"] == two["step"] == 5
+def assert_the_same_weights(one, two, steps):
+    one, two = latest(one), latest(two)
+    assert one["step"] == two["step"] == steps
     for name, value in floats(one).items():
         assert value.dtype == torch.float64
         torch.testing.assert_close(floats(two)[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+FIVE = ("--train.amp", "fp64", "--train.global-batch", "16", "--schedule.warmup-epochs", "3", "--train.stop-after", "5")
+
+
+@pytest.mark.parametrize(
+    ("both", "two"),
+    [(("--train.bn-batch", "16"), ()), (("--train.bn-batch", "8"), ("--train.sync-bn", "local"))],
+    ids=["shared", "local"],
+)
+def test_in_float64_five_steps_on_two_ranks_are_those_on_one(trainer, tmp_path, both, two):
+    """With dropout, whose masks are the samples' own, and statistics over all 16 images, or over 8 and 8."""
+    assert_done(trainer(tmp_path / "1", *FIVE, *both))
+    assert_done(trainer(tmp_path / "2", *FIVE, *both, *two, ranks=2))
+    assert_the_same_weights(tmp_path / "1", tmp_path / "2", 5)
 
 
 def test_the_first_loss_and_gradients_on_two_ranks_are_those_on_one(trainer, tmp_path):
@@ -74,15 +86,33 @@ def test_a_run_begun_on_two_ranks_goes_on_on_one_and_every_image_is_validated_on
     assert sum(line["images"] for line in metrics(run, "train")) == 9 * 8
 
 
-def test_validation_counts_are_the_same_on_two_ranks(trainer, tmp_path):
+def test_validation_of_103_images_counts_the_same_on_any_number_of_ranks(trainer, images, tmp_path):
     """With nothing learned (a rate too small to change a weight's bits) the counts depend on the images alone."""
-    options = ("--schedule.rate", "1e-30", "--optimizer.weight-decay", "0", "--model.dropout", "0", "--train.epochs", "1")
-    for ranks in (1, 2):
-        assert_done(trainer(tmp_path / f"{ranks}", *options, "--train.amp", "fp64", ranks=ranks))
-    one, two = (metrics(tmp_path / f"{ranks}", "val")[0] for ranks in (1, 2))
-    assert one["images"] == two["images"] == 23
-    assert (one["top1_correct"], one["top5_correct"]) == (two["top1_correct"], two["top5_correct"])
-    assert abs(one["loss"] / two["loss"] - 1) < 1e-9
+    files = sorted(images.rglob("*.jpg"))
+    for name, count in (("train", 12), ("val", 103)):
+        lines = [f"{files[i % 23]} {i % 2}\n" for i in range(count)]
+        (tmp_path / name).write_text("".join(lines))
+    options = ("--schedule.rate", "1e-30", "--optimizer.weight-decay", "0", "--train.epochs", "1", "--train.amp", "fp64")
+    batches = ("--train.global-batch", "12", "--train.bn-batch", "12")
+    lists = {"train": tmp_path / "train", "val": tmp_path / "val"}
+    for ranks in (1, 2, 3, 4):
+        assert_done(trainer(tmp_path / f"{ranks}", *options, *batches, ranks=ranks, **lists))
+    found = [metrics(tmp_path / f"{ranks}", "val")[0] for ranks in (1, 2, 3, 4)]
+    assert {line["images"] for line in found} == {103}
+    assert len({(line["top1_correct"], line["top5_correct"]) for line in found}) == 1
+
+    model = models.create("paper", 2).double().eval()
+    model.load_state_dict(latest(tmp_path / "1")["model"])
+    records = open_records(tmp_path / "val")
+    order = ValidationOrder(records, SIZE, batch=103, world=1, rank=0)
+    loader = Loader(records, order, SIZE, batch=103, device=torch.device("cpu"), cpus=2)
+    pixels, labels, _ = next(loader)
+    with torch.inference_mode():
+        logits = model(unit(pixels, torch.float64))
+    assert int((logits.argmax(1) == labels).sum()) == found[0]["top1_correct"]
+    loss = float(torch.nn.functional.cross_entropy(logits, labels))
+    loader.close()
+    assert all(line["loss"] == pytest.approx(loss, rel=1e-9) for line in found)
 
 
 def test_ranks_that_do_not_divide_the_batch_get_one_sentence(trainer, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fastirv2.errors import UsageError
+from fastirv2.models.layers import GlobalPool
 from fastirv2.training.distributed import Process
 from fastirv2.training.ema import EmaConfig
 from fastirv2.training.engine import Counts, Engine, choose_precision
@@ -138,6 +139,27 @@ def test_precision_is_chosen_for_the_device():
     assert choose_precision("auto", CPU) in ("bf16", "fp32")
     with pytest.raises(UsageError, match="tf32 needs an NVIDIA GPU"):
         choose_precision("tf32", CPU)
+
+
+class Pooled(nn.Module):
+    """Half of what is before the pool is zero, as after a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = GlobalPool()
+        self.linear = nn.Linear(3, 6)
+
+    def forward(self, x):
+        return self.linear(self.pool(x * torch.tensor([[1.0, 0.0], [0.0, 1.0]])))
+
+
+def test_the_share_of_zeros_before_the_pool_is_known_of_steps_that_are_watched():
+    engine = Engine(Pooled(), ALONE, amp="fp32", accumulation=1, normalise=lambda images, dtype: images.to(dtype) + 1)
+    optimizer = torch.optim.SGD(engine.model.parameters(), lr=0.5, fused=True)
+    engine.step(batches(1), optimizer)
+    assert engine.zero_share() is None
+    engine.step(batches(1), optimizer, watch=True)
+    assert engine.zero_share() == 0.5
 
 
 @pytest.mark.gpu
