@@ -72,7 +72,7 @@ def train(run: Run, config: Config) -> None:
     if run.pending:
         close_epoch(run)
     if run.step == config.train.stop_after > 0:
-        return
+        return save(run, last=True)
     for step in range(run.step + 1, plan.total_steps + 1):
         rate = learning_rate(step, config.schedule)
         set_rate(run.optimizer, rate)
@@ -90,14 +90,15 @@ def train(run: Run, config: Config) -> None:
             close_epoch(run)
         agreed = run.agree()
         stop = step == config.train.stop_after
-        if (any(agreed) or stop) and run.saved_step != step:
-            save(run)
+        if any(agreed):
+            save(run, last=agreed.fault or agreed.signal > 0)
         if agreed.fault:
             end_for_fault(run)
         if agreed.signal and step < plan.total_steps:
             raise stopped(run, agreed.signal)
         if stop:
             break
+    save(run, last=True)
     if any(from_all(run.fault is not None)):  # in the last step, after which nobody was asked
         end_for_fault(run)
 
@@ -111,7 +112,7 @@ def records_of(config: Config, plan: Plan, rank: int, step: int) -> list[int]:
 def close_epoch(run: Run) -> None:
     """Validate the epoch that has ended, save, and draw; a signal that comes meanwhile ends the run, the rest still to do."""
     agreed = validate(run)
-    save(run)
+    save(run, last=agreed.fault or agreed.signal > 0)
     if agreed.fault:
         end_for_fault(run)
     if agreed.signal:
@@ -359,11 +360,10 @@ def execute(options: Options, process: Process, console: Console, watchdog: Watc
         console.say(f"going on after step {step:,}")
     state = None  # a second copy of all weights
     try:
-        run.begin()
-        train(run, prepared.config)
-        conclude(run)
+        with run:
+            train(run, prepared.config)
+            conclude(run)
     finally:
-        run.end()
         if process.first:
             os.close(lock)
     return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +62,17 @@ class Checkpoints:
         Raises:
             DataError: the disk is full or the folder cannot be written; the checkpoints before it are untouched.
         """
-        state = {"format": FORMAT, **_on_host(state)}  # before the file: an error of the device is none of the disk
+        state = {"format": FORMAT, **state}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_file(self.path(step), lambda file: torch.save(state, file))
             self.link(step, best_step)
-        except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as a RuntimeError
-            raise DataError(
-                f"checkpoint {self.path(step)} cannot be written: {_reason(error)}; make room and give the same command again, "
-                "it goes on from the checkpoint before"
-            ) from error
+        except (OSError, RuntimeError) as error:  # torch's zip writer makes a RuntimeError of what its file raises
+            refused = _of_the_system(error)
+            if refused is None:
+                raise
+            sentence = f"checkpoint {self.path(step)} cannot be written: {_reason(refused)}"
+            raise DataError(f"{sentence} (it takes {_megabytes(_size(state))}{_free(self.folder)})") from error
 
     def link(self, latest_step: int, best_step: int) -> None:
         """Point `latest.pt` and `best.pt` to the checkpoints of these steps; a link whose file is not there goes."""
@@ -87,7 +90,8 @@ class Checkpoints:
         """Delete all but the last `keep`, the best, and those whose step is `kept_for_good`."""
         for step in self.steps()[:-keep]:
             if step != best_step and not kept_for_good(step):
-                self.path(step).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what cannot be deleted now is tried again after the next
+                    self.path(step).unlink()
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints there, in order."""
@@ -124,13 +128,31 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
 
-def _on_host(value: Any) -> Any:
-    """Return nested values with every tensor on the CPU."""
+def _of_the_system(error: BaseException) -> OSError | None:
+    """Return the system's error that this one is or comes from."""
+    if isinstance(error, OSError):
+        return error
+    return _of_the_system(error.__context__) if error.__context__ else None
+
+
+def _size(value: Any) -> int:
+    """Return the bytes of all tensors in nested values."""
     if isinstance(value, dict):
-        return {key: _on_host(item) for key, item in value.items()}
+        value = list(value.values())
     if isinstance(value, (list, tuple)):
-        return type(value)(_on_host(item) for item in value)
-    return value.cpu() if isinstance(value, torch.Tensor) else value
+        return sum(map(_size, value))
+    return value.nbytes if isinstance(value, torch.Tensor) else 0
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f", {_megabytes(shutil.disk_usage(folder).free)} are free"
+    except OSError:
+        return ""
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fastirv2.report.board import Board
 from fastirv2.report.console import Console
 from fastirv2.report.curves import plot
 from fastirv2.report.metrics import Metrics, rates, read_metrics, write_summary
+from fastirv2.training.background import BackgroundWriter
 from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints
 from fastirv2.training.distributed import Agreed, Agreement, Process, from_all, sum_over_ranks, together
 from fastirv2.training.engine import Batch, Engine
@@ -71,6 +72,7 @@ class Run:
     most_bad: int  # records that may be bad, of all that the ranks have met together
     bad: set[str] = field(default_factory=set)  # what is said of those
     metrics: Metrics = field(init=False)
+    writer: BackgroundWriter = field(init=False)  # of checkpoints, on the first rank
     refused: set[str] = field(default_factory=set)  # what the disk does not take at present
     dying: bool = False  # whether the user has been warned of it
     board: Board | None = None  # on the first rank, from the first step on
@@ -81,7 +83,7 @@ class Run:
     best_step: int = 0
     interval: float = 0.0  # when the interval of the next log line began, on the perf_counter clock
     paused: float = 0.0  # seconds of it spent on validation and checkpoints
-    saved: float = 0.0  # when the last checkpoint was written
+    saved: float = 0.0  # when the last checkpoint was handed over to be written
     saved_step: int = 0  # and of which step
     asked: bool = False  # whether the clock's wish for the next checkpoint has been said
 
@@ -92,6 +94,12 @@ class Run:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.folder)
+        self.writer = BackgroundWriter(self.checkpoints, self.prune, self.console.say, self.console.warn)
+
+    def prune(self, best_step: int) -> None:
+        """Delete the checkpoints that are not to be kept."""
+        every = self.checkpoint.keep_every
+        self.checkpoints.prune(self.checkpoint.keep, best_step, lambda step: _kept(self.plan, step, every))
 
     def begin(self) -> None:
         """Start the clocks and, on the first rank, all that reports."""
@@ -101,11 +109,20 @@ class Run:
         self.saved = time.perf_counter()
         self.interval += self.saved  # what a checkpoint said of the interval it was written in is negative
 
-    def end(self) -> None:
-        """Stop all that runs beside the steps; what cannot be stopped cleanly does not hide why the run ends."""
-        stops = [self.console.end, self.train.close, self.val.close, self.agreement.close]
-        for stop in [*stops, *([self.board.write] if self.board else [])]:
-            with contextlib.suppress(OSError, RuntimeError, DataError):
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self.end(with_all=error is None or getattr(error, "shared", False))
+
+    def end(self, *, with_all: bool) -> None:
+        """Stop all that runs beside the steps; what cannot be stopped cleanly does not hide why the run ends.
+
+        When the run ends `with_all` ranks, none of them does before rank 0 has written what it is writing.
+        """
+        stops = [self.console.end, lambda: _write_out(self, with_all), self.train.close, self.val.close, self.agreement.close]
+        for stop in stops:
+            with contextlib.suppress(OSError, RuntimeError):
                 stop()
 
     def report(self, line: dict[str, Any]) -> None:
@@ -132,6 +149,7 @@ class Run:
 
     def agree(self) -> Agreed:
         """Return what all ranks know; a checkpoint is due by the clock or by steps."""
+        self.writer.check()
         minutes, steps = self.checkpoint.minutes, self.checkpoint.steps
         late = minutes > 0 and time.perf_counter() - self.saved > 60 * minutes
         wish = self.process.first and late and not self.asked
@@ -194,7 +212,7 @@ def tell_bad(run: Run, sentences: list[str]) -> None:
         run.console.warn(f"{sentence}; another record of its batch takes its place")
         run.report({"kind": "bad", "step": run.step, "record": sentence, "time": time.time()})
     if len(run.bad) > run.most_bad:
-        save(run)
+        save(run, last=True)
         error = DataError(
             f"{len(run.bad)} records cannot be decoded, more than 0.1 % of an epoch: {run.folder}/metrics.jsonl names them; "
             "build the LMDB anew with fastirv2-build-lmdb, which checks every image"
@@ -290,13 +308,22 @@ def settle_statistics(run: Run) -> None:
             unite_running_statistics(run.engine.gate.statistics, average=run.sync_bn != "off")
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint: rank 0's state is every rank's, but for the counts since the last line, which are summed.
+def save(run: Run, *, last: bool = False) -> None:
+    """Hand over the state to be written while training goes on; the `last` time, return once it is on the disk.
+
+    Every rank calls this. Rank 0's state is every rank's, but for the counts since the last line, which are summed.
 
     Raises:
         DivergedError: a weight is no finite number; what was saved before stays.
-        DataError: it cannot be written.
+        DataError: the disk refuses it the `last` time; before that, training goes on without, which is said.
     """
+    if run.saved_step != run.step:
+        _hand_over(run)
+    if last:
+        together(run.writer.finish)  # no rank may end while rank 0 writes
+
+
+def _hand_over(run: Run) -> None:
     begun = time.perf_counter()
     settle_statistics(run)
     sums = run.engine.train_counts.take()
@@ -305,13 +332,16 @@ def save(run: Run) -> None:
             f"a weight is no finite number by step {run.step}: training diverged; begin anew with a lower --schedule.rate in "
             f"another RUN ({run.folder} keeps its last checkpoint)"
         )
-    together(lambda: _write(run, sums, begun) if run.process.first else None)  # no rank may end while rank 0 writes
+    if run.process.first:
+        run.engine.train_counts.add_sums(sums)
+        with run.goes_on("metrics.jsonl"):
+            run.metrics.write()
+        run.writer.put(_state(run, sums, begun), run.step, run.best_step)
     run.saved, run.saved_step, run.asked = time.perf_counter(), run.step, False
     run.paused += run.saved - begun
 
 
-def _write(run: Run, sums: torch.Tensor, now: float) -> None:
-    run.engine.train_counts.add_sums(sums)
+def _state(run: Run, sums: torch.Tensor, now: float) -> dict[str, Any]:
     state = {
         "step": run.step, "pending": run.pending, "best_error": run.best_error, "best_epoch": run.best_epoch,
         "best_step": run.best_step, "train_counts": sums, "interval_seconds": now - run.interval - run.paused,
@@ -320,8 +350,16 @@ def _write(run: Run, sums: torch.Tensor, now: float) -> None:
     }  # fmt: skip
     if run.engine.ema:
         state["ema"] = run.engine.ema.state_dict()
-    run.checkpoints.save(state, run.step, run.best_step)
-    run.checkpoints.prune(run.checkpoint.keep, run.best_step, lambda step: _kept(run.plan, step, run.checkpoint.keep_every))
+    return state
+
+
+def _write_out(run: Run, with_all: bool) -> None:
+    """Write what the disk has not taken yet, as far as it does now."""
+    if run.process.first:
+        for write in (run.metrics.write, *([run.board.write] if run.board else [])):
+            with contextlib.suppress(DataError):  # it was said
+                write()
+    together(run.writer.close) if with_all else run.writer.close()
 
 
 def _kept(plan: Plan, step: int, every: int) -> bool:
