@@ -69,7 +69,7 @@ class Options:
     print_config: bool = False
     """Print the configuration and end."""
     dry_run: bool = False
-    """Check options and data, say what would be done, and end."""
+    """Check options and data, take some steps, write a checkpoint and read it back, say what the run would take, and end."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 

@@ -41,6 +41,7 @@ from fastirv2.training.engine import NORMALISE, Engine, choose_precision
 from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import create_optimizer, set_rate
 from fastirv2.training.plan import Plan, make_plan
+from fastirv2.training.rehearsal import rehearse
 from fastirv2.training.run import (
     Run,
     check_patience,
@@ -336,7 +337,8 @@ def execute(options: Options, process: Process, console: Console, watchdog: Watc
     if options.dry_run:
         if options.out and not options.fresh:
             together(lambda: check_run(folder, prepared.table, defaults))
-        return introduce(prepared, process, console)
+        introduce(prepared, process, console)
+        return try_out(prepared, folder.parent, process, console, watchdog)
     lock = together(lambda: enter(folder, prepared.table, defaults, fresh=options.fresh) if process.first else -1)
     state = take_up(folder, process, console)
     step, stop = state["step"] if state else 0, options.config.train.stop_after
@@ -367,6 +369,23 @@ def execute(options: Options, process: Process, console: Console, watchdog: Watc
         if process.first:
             os.close(lock)
     return None
+
+
+def try_out(prepared: Prepared, place: Path, process: Process, console: Console, watchdog: Watchdog) -> None:
+    """Do once what the run will do, at its largest crop, and say what it takes."""
+    config, plan = prepared.config, prepared.plan
+    stages = config.input.stages()
+    largest = max(crop for _, _, crop in stages)
+    once = replace(plan, accumulation=1, global_batch=plan.world * plan.batch)
+    config = replace(config, input=replace(config.input, sizes=(f"1:{largest}",) if config.input.sizes else ()))
+    run = build(replace(prepared, config=config, plan=once), place, process, console, watchdog, None)
+    while not place.is_dir():
+        place = place.parent
+    try:
+        for sentence in rehearse(run, plan, stages, place, prepared.train.data_bytes / len(prepared.train)):
+            console.say(sentence)
+    finally:
+        run.end()
 
 
 def end_at_once(sentence: str, code: int = DataError.exit_code) -> None:

@@ -49,6 +49,11 @@ class Records(ABC):
     def sizes(self) -> np.ndarray:
         """Height and width in pixels of each image as it is seen upright: uint16 (count, 2)."""
 
+    @property
+    @abstractmethod
+    def data_bytes(self) -> int:
+        """Bytes of all images as they are stored."""
+
     @abstractmethod
     def read_ahead(self, numbers: np.ndarray) -> None:
         """Tell the storage which records will be asked for soon; returns before they are read."""

@@ -51,6 +51,11 @@ class JoinedRecords(Records):
         """From the folders' indexes."""
         return self._sizes
 
+    @property
+    def data_bytes(self) -> int:
+        """The folders' together."""
+        return sum(folder.data_bytes for folder in self._folders)
+
     def read_ahead(self, numbers: np.ndarray) -> None:
         """Have the kernel read the records into the page cache."""
         for folder, _, own in self._divided(numbers):

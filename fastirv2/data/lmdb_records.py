@@ -74,6 +74,11 @@ class MappedRecords(Records):
         """From the index."""
         return self._sizes
 
+    @property
+    def data_bytes(self) -> int:
+        """From the index."""
+        return int(self._lengths.sum())
+
     def read_ahead(self, numbers: np.ndarray) -> None:
         """Have the kernel read the records into the page cache."""
         for offset, length in zip(self._offsets[numbers].tolist(), self._lengths[numbers].tolist(), strict=True):

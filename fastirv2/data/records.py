@@ -21,7 +21,8 @@ class FileRecords(Records):
     form = "files"
 
     def __init__(self, path: str, source: Source) -> None:
-        super().__init__(path, source.labels.astype(np.int64), source.classes, _digest(path, source))
+        digest, self._data_bytes = _digest(path, source)
+        super().__init__(path, source.labels.astype(np.int64), source.classes, digest)
         self._source = source
         self._sizes: np.ndarray | None = None
 
@@ -42,6 +43,11 @@ class FileRecords(Records):
         if self._sizes is None:
             self._sizes = read_sizes(lambda number: self._source.place(number).path, len(self), self.digest)
         return self._sizes
+
+    @property
+    def data_bytes(self) -> int:
+        """The files' sizes together."""
+        return self._data_bytes
 
     def where(self, number: int) -> str:
         """Name the record by its path."""
@@ -89,13 +95,15 @@ def _open_joined(path: str) -> Records:
     return JoinedRecords(path, folders)
 
 
-def _digest(path: str, source: Source) -> str:
-    """Digest names, labels, classes and sizes; it also makes sure that every file is there."""
-    digest = hashlib.sha256(source.digest().encode())
+def _digest(path: str, source: Source) -> tuple[str, int]:
+    """Digest names, labels, classes and sizes, and add up the sizes; it also makes sure that every file is there."""
+    digest, total = hashlib.sha256(source.digest().encode()), 0
     for number in range(len(source)):
         place = source.place(number)
         try:
-            digest.update(b"%d," % os.stat(place.path).st_size)
+            size = os.stat(place.path).st_size
         except OSError as error:
             raise DataError(f"{place.path}, listed by {path}, cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
+        digest.update(b"%d," % size)
+        total += size
+    return digest.hexdigest(), total

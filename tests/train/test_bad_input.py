@@ -81,11 +81,24 @@ def test_a_run_folder_that_cannot_be_used(trainer, tmp_path):
     assert "is not empty and no run" in one_sentence(trainer(tmp_path / "full"), 2)
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(trainer, tmp_path):
-    planned = trainer(tmp_path / "run", "--dry-run")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_dry_run_says_what_would_be_done_and_what_it_takes_and_leaves_nothing(trainer, tmp_path, ranks):
+    before = sorted(tmp_path.iterdir())
+    planned = trainer(tmp_path / "runs/run", "--dry-run", "--input.sizes", "1:75", "2:90", ranks=ranks)
     assert_done(planned)
     assert "3 epochs = 9 steps of 8 images" in planned.stdout
-    assert not (tmp_path / "run").exists()
+    assert f"a pass of {ranks} × {8 // ranks} images takes" in planned.stdout
+    assert f"s in {tmp_path} and read back in" in planned.stdout
+    assert "3 epochs take" in planned.stdout
+    assert ("of gradients over all ranks" in planned.stdout) == (ranks == 2)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_finds_an_image_that_cannot_be_decoded(trainer, images, tmp_path):
+    copy = shutil.copytree(images, tmp_path / "images")
+    for path in copy.rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    assert "cannot be decoded" in one_sentence(trainer(tmp_path / "run", "--dry-run", val=copy), 65)
 
 
 def test_the_recipes_are_listed_and_a_printed_configuration_is_a_recipe(tmp_path):
