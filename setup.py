@@ -42,7 +42,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["fastirv2*"]),
-    package_data={"fastirv2": ["recipes/*.toml"]},
+    package_data={"fastirv2": ["recipes/*.toml", "report/reference/*.csv"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["fastirv2-build-lmdb = fastirv2.build_lmdb:main"]},

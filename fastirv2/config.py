@@ -19,6 +19,8 @@ from fastirv2.errors import UsageError, nearest
 from fastirv2.files import read_toml
 from fastirv2.models import SMALLEST_INPUT, ModelConfig
 from fastirv2.report.metrics import LogConfig
+from fastirv2.report.published import Reference
+from fastirv2.report.utilisation import DeviceConfig
 from fastirv2.training.checkpoint import CheckpointConfig
 from fastirv2.training.ema import EmaConfig
 from fastirv2.training.optim import OptimizerConfig, describe_optimizer
@@ -26,6 +28,8 @@ from fastirv2.training.plan import TrainConfig
 from fastirv2.training.schedule import ScheduleConfig, describe_schedule
 
 RECIPES = Path(__file__).parent / "recipes"
+TEXTS = {"about": str, "published": str, "reference": str, "band": float}  # what a recipe says of itself
+
 
 @dataclass(frozen=True)
 class Config:
@@ -40,6 +44,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
 
     def __post_init__(self) -> None:
         for option, crop in [("crop", self.input.crop), *(("sizes", stage[2]) for stage in self.input.stages())]:
@@ -111,8 +116,11 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def read_recipe(name: str) -> tuple[Config, dict[str, str]]:
-    """Read a recipe by its name or file: the configuration, and what it says of itself ("about", "published").
+def read_recipe(name: str) -> tuple[Config, dict[str, Any]]:
+    """Read a recipe by its name or file: the configuration, and what it says of itself.
+
+    That is what it is ("about"), what was reached with it ("published"), and the published curve that a run is held against
+    ("reference") with the points of top-1 error that it may lie above ("band").
 
     Raises:
         UsageError: there is no such recipe, or it holds a section, name or value that makes no sense.
@@ -121,7 +129,9 @@ def read_recipe(name: str) -> tuple[Config, dict[str, str]]:
     if not path.is_file():
         raise UsageError(f"there is no recipe '{name}'{nearest(name, recipe_names())}")
     content = read_toml(path)
-    texts = {key: content.pop(key) for key in ("about", "published") if key in content}
+    texts = {key: _checked(content.pop(key), hint, f"{path}: {key}") for key, hint in TEXTS.items() if key in content}
+    if "reference" in texts:
+        texts["band"] = Reference(texts["reference"], texts.get("band", Reference.band)).band
     for key in ("recipe", "out", "statistics"):  # what a run's config.toml says besides its settings
         content.pop(key, None)
     for key in ("train", "val", "train_digest", "val_digest") if isinstance(content.get("data"), dict) else ():

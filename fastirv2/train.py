@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, to_toml
+from fastirv2.config import Config, Options, as_table, list_recipes, parse, read_recipe, recipe_names, to_toml
 from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
 from fastirv2.data.dataset import Records, check_classes
@@ -23,6 +24,10 @@ from fastirv2.errors import DataError, StoppedError, UsageError, UserError, run_
 from fastirv2.models import create
 from fastirv2.models.norm import Statistics, share_statistics
 from fastirv2.report.console import Console
+from fastirv2.report.final import draw
+from fastirv2.report.machine import device_name
+from fastirv2.report.reporter import Reporter
+from fastirv2.report.utilisation import Utilisation, peak_tflops, utilisation
 from fastirv2.training import signals
 from fastirv2.training.distributed import (
     Agreement,
@@ -42,17 +47,7 @@ from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import create_optimizer, set_rate
 from fastirv2.training.plan import Plan, make_plan
 from fastirv2.training.rehearsal import rehearse
-from fastirv2.training.run import (
-    Run,
-    check_patience,
-    draw,
-    end_for_fault,
-    log_interval,
-    restore,
-    save,
-    try_to_draw,
-    validate,
-)
+from fastirv2.training.run import Run, check_patience, end_for_fault, log_interval, restore, save, validate
 from fastirv2.training.schedule import describe_scaling, for_run, learning_rate
 from fastirv2.training.watchdog import Watchdog
 
@@ -118,8 +113,7 @@ def close_epoch(run: Run) -> None:
         end_for_fault(run)
     if agreed.signal:
         raise stopped(run, agreed.signal)
-    if run.process.first:
-        try_to_draw(run)
+    run.reporter.draw()
 
 
 def stopped(run: Run, received: int) -> StoppedError:
@@ -161,7 +155,8 @@ def prepare(options: Options, process: Process) -> Prepared:
     data = {"train": options.train_path, "val": options.val_path}
     digests = {"train_digest": train_set.digest, "val_digest": val_set.digest}
     plan = divide(config, process.world, len(train_set))
-    table = {"recipe": options.recipe, "out": options.out, "statistics": {"images": plan.bn_images}, **as_table(config)}
+    source = {"recipe": options.recipe, "out": options.out, **read_recipe(options.recipe)[1]}
+    table = {**source, "statistics": {"images": plan.bn_images}, **as_table(config)}
     return Prepared(config, plan, train_set, val_set, table | {"data": data | digests | table["data"]}, warnings)
 
 
@@ -230,6 +225,7 @@ def build(
         plan=plan,
         process=process,
         console=console,
+        reporter=Reporter(folder, prepared.table, console, first=process.first),
         folder=folder,
         table=prepared.table,
         classes=prepared.train.classes,
@@ -242,16 +238,30 @@ def build(
         most_bad=max(1, len(prepared.train) // 1000),
         val_steps=val_order.steps,
         agreement=Agreement(watchdog),
+        crops=crops(config),
+        utilisation=known_utilisation(config, process),
     )
     if state:
         restore(run, state)
     return run
 
 
+def crops(config: Config) -> list[tuple[int, int]]:
+    """Return the first epoch of each crop in training, and its side in pixels."""
+    return [(first, crop) for first, _, crop in config.input.stages()]
+
+
+def known_utilisation(config: Config, process: Process) -> Utilisation | None:
+    """Return what tells the utilisation of all devices, or None where nothing is known of their peak."""
+    peak = config.device.peak_tflops or peak_tflops(device_name(process.device), config.train.amp)
+    make = functools.partial(create, config.model.arch, config.model.classes, config.model.dropout)
+    return utilisation(make, crops(config), peak_tflops=peak, devices=process.world)
+
+
 def introduce(prepared: Prepared, process: Process, console: Console) -> None:
     """Say what is about to be done."""
     plan, config = prepared.plan, prepared.config
-    device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "CPU"
+    device = device_name(process.device)
     console.say(
         f"{config.model.arch} network, {config.model.classes} classes; {len(prepared.train):,} training and "
         f"{len(prepared.val):,} validation images, {describe(config.input)}"
@@ -269,14 +279,17 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
 
 
 def conclude(run: Run) -> None:
-    """Say how it ended."""
+    """Say how it ended: with the report, where it is done."""
     run.console.end()
-    done = run.step == run.plan.total_steps
-    best = f"best top-1 error {run.best_error:.3f} % after epoch {run.best_epoch}; curves in {run.folder / 'curves.png'}"
-    run.console.say(
-        f"{'done' if done else f'stopped after step {run.step}, as asked; the same command without --train.stop-after goes on'}"
-        f": {best if run.best_epoch else 'no epoch has ended yet'}"
-    )
+    best = f"best top-1 error {run.best_error:.3f} % after epoch {run.best_epoch}"
+    best = best if run.best_epoch else "no epoch has ended yet"
+    if run.step < run.plan.total_steps:
+        goes_on = "as asked; the same command without --train.stop-after goes on"
+        return run.console.say(f"stopped after step {run.step}, {goes_on}: {best}")
+    report = run.folder / "report.md"
+    if run.process.first and report.exists():
+        run.console.say(f"\n{report.read_text()}")
+    return run.console.say(f"done: {best}; report.md and curves.png are in {run.folder}")
 
 
 def check_usage(options: Options) -> None:
@@ -347,7 +360,7 @@ def execute(options: Options, process: Process, console: Console, watchdog: Watc
             draw(folder)
         return console.say(
             f"{options.out} is done: {prepared.plan.epochs} epochs, best top-1 error {state['best_error']:.3f} % after epoch "
-            f"{state['best_epoch']}; curves in {options.out}/curves.png"
+            f"{state['best_epoch']}; report.md and curves.png are in it"
         )
     if state and stop and step >= stop and not state["pending"]:
         return console.say(f"{options.out} stands after step {step}: --train.stop-after {stop} leaves nothing to do")

@@ -100,13 +100,13 @@ def test_pipelines_come_from_the_install_in_question(installed, place):
 
 
 def expected_modules(checkout):
-    """Every Python file and recipe of the package, by its path in the package."""
+    """Every Python file, recipe and published curve of the package, by its path in the package."""
     files = [path.relative_to(checkout) for path in (checkout / "fastirv2").rglob("*")]
-    modules = {str(file) for file in files if file.suffix in {".py", ".toml"}}
+    modules = {str(file) for file in files if file.suffix in {".py", ".toml", ".csv"}}
     return modules | {f"fastirv2/{path.relative_to(checkout)}" for path in (checkout / "pipelines").rglob("*.py")}
 
 
-def test_the_wheel_holds_every_module_and_recipe_and_nothing_else(checkout, wheel):
+def test_the_wheel_holds_every_module_recipe_and_curve_and_nothing_else(checkout, wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if ".dist-info/" not in name} == expected_modules(checkout)
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 OF_OTHERS = {
     "--nproc-per-node", "--tag", "--rm", "--gpus", "--ipc", "--ulimit", "--volume", "--constraint", "--json", "--size",
     "--batch", "--build", "--memory", "--what", "--kills", "--images", "--rounds", "--seconds",
-    "--data", "--need", "--trace",
+    "--data", "--need", "--trace", "--reference", "--caffe-epoch-iterations",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Draw the curves of one or several runs: python tools/plot_log.py RUN… [--out FILE.png] [--json FILE]."""
+"""Draw the curves of runs, of old logs and of what was published: python tools/plot_log.py RUN… [--reference NAME…]."""
 
 from __future__ import annotations
 
@@ -9,21 +9,55 @@ from typing import Annotated
 
 import tyro
 
-from fastirv2.errors import DataError, run_command
-from fastirv2.report.curves import plot
+from fastirv2.errors import DataError, UsageError, run_command
+from fastirv2.report.curves import Curve, plot
 from fastirv2.report.metrics import Line, epochs, read_metrics
+from fastirv2.report.old_logs import read_log
+from fastirv2.report.published import curve, curve_names
 
 
 @dataclass(frozen=True)
 class Options:
-    """Draw errors, loss and learning rate of runs over their epochs."""
+    """Draw errors, loss, learning rate and speed over the epochs, of several runs in one picture."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN…")]
-    """Run folders, each with a metrics.jsonl."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN…")] = ()
+    """Run folders, and logs of fb.resnet.torch or of Caffe's solver."""
+    reference: tuple[str, ...] = ()
+    """Published curves to draw beside them: lim0606_setting1, revilokeb."""
+    caffe_epoch_iterations: int = 0
+    """Iterations of an epoch in Caffe's logs, which do not say it: training images / (batch size × iter_size × GPUs)."""
     out: Path = Path("curves.png")
     """The picture; its suffix chooses the format."""
     json: Path | None = None
-    """Write the rows of summary.csv, for each run, into this file too."""
+    """Write the rows of each run, an epoch a row, into this file too."""
+
+
+def read(path: Path, caffe_epoch_iterations: int) -> list[Line]:
+    """Return the rows of a run folder, its metrics.jsonl, or an old log.
+
+    Raises:
+        DataError: it is none of these, or no epoch has ended.
+        UsageError: it is a log of Caffe, and `caffe_epoch_iterations` is 0.
+    """
+    if path.is_dir() and not (path / "metrics.jsonl").is_file():
+        raise DataError(f"{path} is no run folder: it has no metrics.jsonl")
+    metrics = path / "metrics.jsonl" if path.is_dir() else path
+    if metrics.suffix != ".jsonl":
+        return read_log(path, caffe_epoch_iterations)
+    try:
+        rows = epochs(read_metrics(metrics))
+    except (KeyError, TypeError, OSError) as error:
+        raise DataError(f"{metrics} is no metrics.jsonl of a run ({type(error).__name__}: {error})") from error
+    if not rows:
+        raise DataError(f"{path} has no finished epoch in its metrics.jsonl, so there is nothing to draw")
+    return rows
+
+
+def names(paths: tuple[Path, ...]) -> list[str]:
+    """Return the shortest ends of paths that tell them apart: a, b for runs/a and runs/b, x/run, y/run for runs of one name."""
+    parts = [path.resolve().parts for path in paths]
+    length = next((n for n in range(1, max(map(len, parts), default=1)) if len({p[-n:] for p in parts}) == len(set(parts))), 1)
+    return ["/".join(each[-length:]) for each in parts]
 
 
 def write_rows(path: Path, rows: dict[str, list[Line]]) -> None:
@@ -37,16 +71,17 @@ def write_rows(path: Path, rows: dict[str, list[Line]]) -> None:
 def main() -> None:
     """Read the command line and draw."""
     options = tyro.cli(Options, description=__doc__)
-    for run in options.runs:
-        if not (run / "metrics.jsonl").is_file():
-            raise DataError(f"{run} is no run folder: it has no metrics.jsonl")
-    plot(list(options.runs), options.out)
-    for run in options.runs:
-        best = min(epochs(read_metrics(run / "metrics.jsonl")), key=lambda row: row["val_top1_error"])
-        print(f"{run}: {best['val_top1_error']:.3f} / {best['val_top5_error']:.3f} % after epoch {best['epoch']}")
+    if not options.runs and not options.reference:
+        raise UsageError(f"nothing to draw: give run folders or logs, or --reference with {', '.join(curve_names())}")
+    published = [Curve(name, curve(name), published=True) for name in options.reference]
+    rows = [read(path, options.caffe_epoch_iterations) for path in options.runs]
+    curves = [*published, *(Curve(name, each) for name, each in zip(names(options.runs), rows, strict=True))]
+    plot(curves, options.out)
+    for each in curves:
+        print(each.label)
     if options.json:
-        rows = {str(run): epochs(read_metrics(run / "metrics.jsonl")) for run in options.runs}
-        write_rows(options.json, rows)
+        paths = [*options.reference, *map(str, options.runs)]
+        write_rows(options.json, {path: list(each.rows) for path, each in zip(paths, curves, strict=True)})
     print(f"curves in {options.out}")
 
 

@@ -21,7 +21,7 @@ from fastirv2.errors import DataError, run_command
 from fastirv2.report.machine import write_json
 from fastirv2.report.metrics import read_metrics
 
-CLOCK = ("time", "images_per_second", "data_wait_share", "data_wait_rank", "memory_bytes")
+CLOCK = ("time", "seconds", "images_per_second", "data_wait_share", "data_wait_rank", "flop_utilisation", "memory_bytes")
 SMALL = (
     "--input.resize", "82", "--input.crop", "75", "--train.global-batch", "16", "--train.bn-batch", "16",
     "--checkpoint.steps", "7", "--log.every", "3",
@@ -60,7 +60,8 @@ def command(data: Path, run: Path, options: Options) -> list[str]:
 
 def learned(run: Path) -> list[dict[str, Any]]:
     """Return what a run measured, without what depends on the clock."""
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_metrics(run / "metrics.jsonl")]
+    lines = read_metrics(run / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines if line["kind"] != "begin"]
 
 
 def disturb(line: list[str], options: Options) -> list[str]:

@@ -17,7 +17,7 @@ from fastirv2.report.metrics import Line
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
-SHOWN = ("loss", "top1_error", "top5_error", "lr", "images_per_second", "data_wait_share")
+SHOWN = ("loss", "top1_error", "top5_error", "lr", "images_per_second", "data_wait_share", "flop_utilisation", "zero_share")
 
 
 class Board:
@@ -68,7 +68,8 @@ def _scalars(line: Line) -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    values = [Summary.Value(tag=f"{name}/{line['kind']}", simple_value=line[name]) for name in SHOWN if name in line]
+    shown = {name: line[name] for name in SHOWN if line.get(name) is not None}
+    values = [Summary.Value(tag=f"{name}/{line['kind']}", simple_value=value) for name, value in shown.items()]
     return _records(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import resource
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,18 @@ def describe() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "dali": _dali(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called: the GPU's name, or CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory used so far in bytes: of a GPU by torch, or of a host by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _cpu_name() -> str:

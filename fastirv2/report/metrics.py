@@ -16,9 +16,10 @@ from fastirv2.errors import DataError, UsageError
 from fastirv2.files import Log, write_file
 
 Line = dict[str, Any]
+MEASURED = ("loss", "top1_error", "top5_error")
 COLUMNS = (
-    "epoch", "step", "lr", "train_loss", "train_top1_error", "train_top5_error", "val_loss", "val_top1_error",
-    "val_top5_error", "images_per_second", "data_wait_share",
+    "epoch", "step", "lr", *(f"{which}_{name}" for which in ("train", "val", "ema") for name in MEASURED),
+    "images_per_second", "data_wait_share", "flop_utilisation", "train_seconds", "val_seconds",
 )  # fmt: skip
 
 
@@ -61,6 +62,10 @@ class Metrics:
         with _said(self.path):
             self._log.add(_json(line).encode())
 
+    def lines(self) -> list[Line]:
+        """Return all lines, those that wait among them."""
+        return read_metrics(self.path) + [json.loads(line) for line in self.waiting]
+
     def write(self) -> None:
         """Append the lines that wait."""
         with _said(self.path):
@@ -96,50 +101,80 @@ def _json(line: Line) -> str:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """Return the lines of a metrics.jsonl; a last line cut by a kill is left out."""
+    """Return the lines of a metrics.jsonl, none where there is no file; a last line cut by a kill is left out."""
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:  # only a line that was being written when the process was killed
             continue
+        if isinstance(line, dict) and "kind" in line:
+            lines.append(line)
     return lines
 
 
-def epochs(lines: list[Line]) -> list[Line]:
-    """Return a row a validation, with the columns `COLUMNS`; training is averaged over the images since the one before."""
-    rows, last = [], 0
-    for val in (line for line in lines if line["kind"] == "val"):
-        train = [line for line in lines if line["kind"] == "train" and last < line["step"] <= val["step"]]
-        last = val["step"]
-        images = sum(line["images"] for line in train)
-        seconds = sum(line["images"] / line["images_per_second"] for line in train)
-        row: Line = {"epoch": val["epoch"], "step": val["step"], "lr": train[-1]["lr"] if train else None}
-        for name in ("loss", "top1_error", "top5_error"):
-            known = [line for line in train if line[name] is not None]
-            counted = sum(line["images"] for line in known)
-            row[f"train_{name}"] = sum(line[name] * line["images"] for line in known) / counted if known else None
-            row[f"val_{name}"] = val[name]
-        row["images_per_second"] = images / seconds if train else None
-        row["data_wait_share"] = max((line["data_wait_share"] for line in train), default=None)
-        rows.append(row)
-    return rows
+def epochs(lines: Iterable[Line]) -> list[Line]:
+    """Return a row an epoch, with the columns `COLUMNS`, None where there is nothing; other kinds of lines are passed over.
+
+    Training is averaged over the images since the validation before, rates over the seconds; "val" is what the weights
+    themselves reached and "ema" their running average.
+    """
+    rows: list[Line] = []
+    train: list[Line] = []
+    for line in lines:
+        if line["kind"] == "train":
+            train.append(line)
+        elif line["kind"] == "val":
+            if not rows or rows[-1]["step"] != line["step"]:
+                rows.append({"epoch": line["epoch"], "step": line["step"], **over_time(train), "val_seconds": None})
+                train = []
+            which = "ema" if line.get("weights") == "ema" else "val"
+            rows[-1].update({f"{which}_{name}": line[name] for name in MEASURED})
+            rows[-1]["val_seconds"] = line.get("seconds", rows[-1]["val_seconds"])
+    return [dict.fromkeys(COLUMNS) | row for row in rows]
 
 
-def write_summary(run: Path) -> None:
-    """Write summary.csv from metrics.jsonl; raises DataError when it cannot be written."""
+def over_time(train: list[Line]) -> Line:
+    """Average lines of kind "train": over their images, and what is a rate over their seconds."""
+    images = [line["images"] for line in train]
+    seconds = [line["images"] / line["images_per_second"] for line in train]
+    average: Line = {f"train_{name}": _mean([line.get(name) for line in train], images) for name in MEASURED}
+    for name in ("data_wait_share", "flop_utilisation"):
+        average[name] = _mean([line.get(name) for line in train], seconds)
+    average["lr"] = train[-1]["lr"] if train else None
+    average["images_per_second"] = sum(images) / sum(seconds) if train else None
+    average["train_seconds"] = sum(seconds) if train else None
+    return average
+
+
+def _mean(values: list[float | None], weights: list[float]) -> float | None:
+    """Return the weighted mean of the values that there are."""
+    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+    return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None
+
+
+def used(row: Line, name: str) -> float:
+    """Return what a row's validation found of the weights in use: their running average where there is one; inf for nothing."""
+    value = row.get(f"val_{name}") if row.get(f"ema_{name}") is None else row[f"ema_{name}"]
+    return math.inf if value is None else value
+
+
+def write_summary(run: Path, rows: list[Line]) -> None:
+    """Write the rows of a run's epochs into its summary.csv; raises DataError when it cannot be written."""
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, COLUMNS)
     writer.writeheader()
-    rows = epochs(read_metrics(run / "metrics.jsonl"))
     writer.writerows({name: _rounded(row[name]) for name in COLUMNS} for row in rows)
-    path = run / "summary.csv"
+    write_text(run / "summary.csv", table.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text whole or not at all; raises DataError when it cannot be written."""
     with _said(path):
-        write_file(path, lambda file: file.write(table.getvalue().encode()))
+        write_file(path, lambda file: file.write(text.encode()))
 
 
 def _rounded(value: float | None) -> float | str | None:
     return f"{value:.6g}" if isinstance(value, float) else value
-

@@ -18,10 +18,10 @@ from fastirv2.training.distributed import Process, same_on_all, together
 
 # What may differ when a run goes on: it changes neither the batches nor the steps nor what is learned from them.
 FREE = {
-    "recipe", "out", "data.train", "data.val", "statistics.images", "train.batch", "train.device", "train.stop_after",
-    "train.timeout", "input.threads", "input.prefetch", "input.read_ahead", "data.on_bad",
+    "recipe", "about", "published", "reference", "band", "out", "data.train", "data.val", "statistics.images", "train.batch",
+    "train.device", "train.stop_after", "train.timeout", "input.threads", "input.prefetch", "input.read_ahead", "data.on_bad",
 }  # fmt: skip
-FREE_SECTIONS = {"checkpoint", "log"}
+FREE_SECTIONS = {"checkpoint", "log", "device"}
 
 
 def enter(folder: Path, table: dict[str, Any], defaults: dict[str, Any], *, fresh: bool) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -15,10 +14,11 @@ import torch
 
 from fastirv2.errors import DataError, DivergedError
 from fastirv2.models.norm import unite_running_statistics
-from fastirv2.report.board import Board
 from fastirv2.report.console import Console
-from fastirv2.report.curves import plot
-from fastirv2.report.metrics import Metrics, rates, read_metrics, write_summary
+from fastirv2.report.machine import device_name, peak_memory
+from fastirv2.report.metrics import rates
+from fastirv2.report.reporter import Reporter
+from fastirv2.report.utilisation import Utilisation, pixels_trained
 from fastirv2.training.background import BackgroundWriter
 from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints
 from fastirv2.training.distributed import Agreed, Agreement, Process, from_all, sum_over_ranks, together
@@ -58,6 +58,7 @@ class Run:
     plan: Plan
     process: Process
     console: Console
+    reporter: Reporter
     folder: Path
     table: dict[str, Any]  # the resolved configuration, as it is kept in checkpoints
     classes: list[str]
@@ -70,12 +71,11 @@ class Run:
     val_steps: int
     agreement: Agreement
     most_bad: int  # records that may be bad, of all that the ranks have met together
+    crops: Sequence[tuple[int, int]]  # the first epoch of each size in training, and the size in pixels
+    utilisation: Utilisation | None = None  # where the devices' peak is known
     bad: set[str] = field(default_factory=set)  # what is said of those
-    metrics: Metrics = field(init=False)
     writer: BackgroundWriter = field(init=False)  # of checkpoints, on the first rank
-    refused: set[str] = field(default_factory=set)  # what the disk does not take at present
     dying: bool = False  # whether the user has been warned of it
-    board: Board | None = None  # on the first rank, from the first step on
     step: int = 0
     pending: int = 0  # an epoch that has ended and is not yet validated
     best_error: float = float("inf")
@@ -93,7 +93,6 @@ class Run:
         return Checkpoints(self.folder / "checkpoints")
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.folder)
         self.writer = BackgroundWriter(self.checkpoints, self.prune, self.console.say, self.console.warn)
 
     def prune(self, best_step: int) -> None:
@@ -102,10 +101,9 @@ class Run:
         self.checkpoints.prune(self.checkpoint.keep, best_step, lambda step: _kept(self.plan, step, every))
 
     def begin(self) -> None:
-        """Start the clocks and, on the first rank, all that reports."""
-        self.console.begin(self.step, self.plan.total_steps, self.plan.epochs)
-        if self.process.first:
-            self.board = Board(self.folder / "tensorboard", self.step)
+        """Start the clocks and all that reports."""
+        self.console.begin(self.step, self.plan.total_steps, self.plan.epochs, ranks=self.process.world, work=self.work)
+        self.reporter.begin(self.step, ranks=self.process.world, device=device_name(self.process.device))
         self.saved = time.perf_counter()
         self.interval += self.saved  # what a checkpoint said of the interval it was written in is negative
 
@@ -125,27 +123,9 @@ class Run:
             with contextlib.suppress(OSError, RuntimeError):
                 stop()
 
-    def report(self, line: dict[str, Any]) -> None:
-        """Write a line to the files of the run."""
-        with self.goes_on("metrics.jsonl"):
-            self.metrics.add(line)
-        if self.board:
-            with self.goes_on("tensorboard"):
-                self.board.add(line)
-
-    @contextlib.contextmanager
-    def goes_on(self, name: str) -> Iterator[None]:
-        """Let training go on when one of its files cannot be written; that is said once, and once that it can be again."""
-        try:
-            yield
-        except DataError as error:
-            if name not in self.refused:
-                self.console.warn(f"{error}; training goes on, and it is tried again with what is to be written next")
-            self.refused.add(name)
-        else:
-            if name in self.refused:
-                self.console.say(f"{self.folder / name} is written again, with nothing lost")
-            self.refused.discard(name)
+    def work(self, step: int) -> float:
+        """Return what the steps up to `step` take, in pixels: those of a small crop are soon done."""
+        return pixels_trained(self.crops, step * self.plan.global_batch / self.plan.count)
 
     def agree(self) -> Agreed:
         """Return what all ranks know; a checkpoint is due by the clock or by steps."""
@@ -176,17 +156,17 @@ def log_interval(run: Run, rate: float) -> None:
     shares, bad = sum_over_ranks(figures).cpu()
     slowest = shares.max(0)
     images = int(sums[3]) + skipped * run.plan.global_batch  # all that passed through; losses and errors are of what counted
+    epoch = run.plan.epoch_of(run.step)
+    share = {"flop_utilisation": run.utilisation.share(epoch, images / seconds)} if run.utilisation else {}
     line = {
-        "kind": "train", "step": run.step, "epoch": run.plan.epoch_of(run.step), **rates(sums.tolist()),
+        "kind": "train", "step": run.step, "epoch": epoch, **rates(sums.tolist()),
         "images": images, "skipped_steps": skipped, "zero_share": run.engine.zero_share(),
-        "lr": rate, "images_per_second": images / seconds,
+        "lr": rate, "images_per_second": images / seconds, **share,
         "data_wait_share": min(float(slowest.values), 1.0), "data_wait_rank": int(slowest.indices),
         "memory_bytes": peak_memory(run.engine.device), "time": time.time(),
     }  # fmt: skip
     run.interval, run.paused = time.perf_counter(), 0.0
-    if run.process.first:
-        run.report(line)
-        run.console.train(line)
+    run.reporter.train(line)
     if (line["zero_share"] or 0.0) > _DYING and not run.dying:
         run.dying = True
         run.console.warn(
@@ -208,9 +188,8 @@ def tell_bad(run: Run, sentences: list[str]) -> None:
     """
     found = dict.fromkeys(sentence for part in from_all(sentences) for sentence in part if sentence not in run.bad)
     run.bad |= set(found)
-    for sentence in found if run.process.first else ():
-        run.console.warn(f"{sentence}; another record of its batch takes its place")
-        run.report({"kind": "bad", "step": run.step, "record": sentence, "time": time.time()})
+    for sentence in found:
+        run.reporter.bad(sentence, run.step)
     if len(run.bad) > run.most_bad:
         save(run, last=True)
         error = DataError(
@@ -244,22 +223,14 @@ def check_patience(run: Run, patience: int, records: Callable[[int], list[int]])
     own = run.engine.gate.own_bad_step()
     found = from_all((own, records(own)) if own > run.step - patience else None)
     ranks = [rank for rank, what in enumerate(found) if what]
-    if run.process.first:
-        for rank in ranks:
-            step, numbers = found[rank]
-            run.report({"kind": "diverged", "step": step, "rank": rank, "records": numbers, "time": time.time()})
+    for rank in ranks:
+        step, numbers = found[rank]
+        run.reporter.write({"kind": "diverged", "step": step, "rank": rank, "records": numbers, "time": time.time()})
     where = f"the loss itself on rank {', '.join(map(str, ranks))}" if ranks else "not the loss"
     raise DivergedError(
         f"the gradient was no finite number in {bad} steps in a row, {where}, by step {run.step}: training diverged; begin "
         f"anew with a lower --schedule.rate in another RUN ({run.folder} keeps its last checkpoint)"
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most memory used so far in bytes: the GPU's, or this process's on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def validate(run: Run) -> Agreed:
@@ -279,18 +250,18 @@ def validate(run: Run) -> Agreed:
 
     sums = run.engine.validate(run.val, run.val_steps, told_to_stop)
     run.val.wait_seconds()
-    run.paused += time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
+    run.paused += seconds
     if sums is None:
         return agreed
-    lines = [_validation_line(run, weights, each) for weights, each in zip(("raw", "ema"), sums, strict=False)]
+    clock = {"seconds": seconds, "time": time.time()}  # both in one pass
+    lines = [_validation_line(run, weights, each) | clock for weights, each in zip(("raw", "ema"), sums, strict=False)]
     used = lines[-1]  # whoever averages weights uses the averages
     best = math.isfinite(used["loss"]) and used["top1_error"] < run.best_error
     if best:
         run.best_error, run.best_epoch, run.best_step = used["top1_error"], run.pending, run.step
     run.pending = 0
-    for line in lines if run.process.first else ():
-        run.report(line)
-        run.console.validation(line, best=best and line is used)
+    run.reporter.epoch(lines, best=best)
     return Agreed()
 
 
@@ -334,8 +305,7 @@ def _hand_over(run: Run) -> None:
         )
     if run.process.first:
         run.engine.train_counts.add_sums(sums)
-        with run.goes_on("metrics.jsonl"):
-            run.metrics.write()
+        run.reporter.flush()
         run.writer.put(_state(run, sums, begun), run.step, run.best_step)
     run.saved, run.saved_step, run.asked = time.perf_counter(), run.step, False
     run.paused += run.saved - begun
@@ -346,7 +316,7 @@ def _state(run: Run, sums: torch.Tensor, now: float) -> dict[str, Any]:
         "step": run.step, "pending": run.pending, "best_error": run.best_error, "best_epoch": run.best_epoch,
         "best_step": run.best_step, "train_counts": sums, "interval_seconds": now - run.interval - run.paused,
         "model": run.engine.model.state_dict(), "optimizer": run.optimizer.state_dict(), "gate": run.engine.gate.state_dict(),
-        "classes": run.classes, "config": run.table, "unlogged": run.metrics.waiting,
+        "classes": run.classes, "config": run.table, "unlogged": run.reporter.waiting,
     }  # fmt: skip
     if run.engine.ema:
         state["ema"] = run.engine.ema.state_dict()
@@ -355,10 +325,7 @@ def _state(run: Run, sums: torch.Tensor, now: float) -> dict[str, Any]:
 
 def _write_out(run: Run, with_all: bool) -> None:
     """Write what the disk has not taken yet, as far as it does now."""
-    if run.process.first:
-        for write in (run.metrics.write, *([run.board.write] if run.board else [])):
-            with contextlib.suppress(DataError):  # it was said
-                write()
+    run.reporter.close()
     together(run.writer.close) if with_all else run.writer.close()
 
 
@@ -366,19 +333,6 @@ def _kept(plan: Plan, step: int, every: int) -> bool:
     """Say whether `step` ends an epoch whose number `every` divides."""
     epoch = plan.ended_by(step)
     return every > 0 and epoch > 0 and epoch % every == 0
-
-
-def try_to_draw(run: Run) -> None:
-    """Draw what was measured so far; what cannot be written now is after the next epoch, or when the command is given again."""
-    with run.goes_on("curves.png"):
-        draw(run.folder)
-
-
-def draw(folder: Path) -> None:
-    """Write summary.csv and curves.png from what was measured so far, once an epoch has been validated."""
-    if any(line["kind"] == "val" for line in read_metrics(folder / "metrics.jsonl")):
-        write_summary(folder)
-        plot([folder], folder / "curves.png")
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from fastirv2.errors import DataError
 from fastirv2.files import Log
 from fastirv2.report.board import Board
 from fastirv2.report.metrics import Metrics, read_metrics
-from fastirv2.training.run import Run
+from fastirv2.report.reporter import Reporter
 from tests.processes import full_disk
 
 
@@ -70,10 +70,11 @@ def test_lines_that_waited_when_a_checkpoint_was_written_come_back_once(tmp_path
 
 def test_a_run_says_once_that_a_file_is_refused_and_once_that_it_is_written_again(tmp_path):
     said, warned = [], []
-    run = SimpleNamespace(console=SimpleNamespace(say=said.append, warn=warned.append), folder=tmp_path, refused=set())
+    console = SimpleNamespace(say=said.append, warn=warned.append)
+    reporter = Reporter(tmp_path, {}, console, first=True)
     metrics = Metrics(tmp_path)
     for most in (0, 0, 1000, 1000, 0):
-        with full_disk(most), Run.goes_on(run, "metrics.jsonl"):
+        with full_disk(most), reporter.goes_on("metrics.jsonl"):
             metrics.add(train(1))
     begun = f"{tmp_path}/metrics.jsonl cannot be written: File too large; make room, or mend that; training goes on"
     assert [text.startswith(begun) for text in warned] == [True, True]

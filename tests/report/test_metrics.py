@@ -6,8 +6,7 @@ import json
 import pytest
 
 from fastirv2.errors import DataError, UsageError
-from fastirv2.report.curves import plot
-from fastirv2.report.metrics import COLUMNS, LogConfig, Metrics, epochs, rates, read_metrics, write_summary
+from fastirv2.report.metrics import COLUMNS, LogConfig, Metrics, epochs, rates, read_metrics, used, write_summary
 
 
 def train(step, epoch, images, loss, error, speed=100.0, wait=0.1):
@@ -41,13 +40,30 @@ def test_an_epochs_row_averages_over_its_images_and_its_time():
     assert first["train_loss"] == pytest.approx((300 * 2.0 + 100 * 1.0) / 400)
     assert first["train_top1_error"] == pytest.approx((300 * 90 + 100 * 50) / 400)
     assert first["images_per_second"] == pytest.approx(400 / (3 + 2))
-    assert first["data_wait_share"] == 0.4
+    assert first["data_wait_share"] == pytest.approx((3 * 0.1 + 2 * 0.4) / 5)
+    assert (first["train_seconds"], first["val_seconds"], first["flop_utilisation"]) == (pytest.approx(5), None, None)
     assert (first["val_top1_error"], first["step"], second["epoch"]) == (60, 20, 2)
     assert second["lr"] == pytest.approx(0.1 / 30)
 
 
+def test_a_row_has_the_validation_of_the_averaged_weights_too():
+    averaged = {**val(20, 1, 48), "weights": "ema", "seconds": 7.0}
+    first, second = epochs([*FIRST, averaged, *LINES[3:]])
+    assert (first["val_top1_error"], first["ema_top1_error"], first["val_seconds"]) == (60, 48, 7)
+    assert [used(row, "top1_error") for row in (first, second)] == [48, 40]
+    assert second["train_loss"] == 0.5
+
+
+def test_lines_of_other_kinds_and_steps_that_did_not_count_disturb_nothing():
+    others = [{"kind": kind, "step": step, "time": 0.0} for kind, step in (("begin", 0), ("bad", 20), ("diverged", 20))]
+    nothing = train(15, 1, 64, None, 0) | {"top1_error": None, "top5_error": None, "images_per_second": 64e9}
+    ours, theirs = epochs([*others, LINES[0], nothing, *LINES[1:]]), epochs(LINES)
+    assert ours[0]["train_loss"] == theirs[0]["train_loss"]
+    assert ours[1] == theirs[1]
+
+
 def test_summary_has_a_row_an_epoch(run):
-    write_summary(run)
+    write_summary(run, epochs(LINES))
     with (run / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
@@ -80,25 +96,6 @@ def test_a_line_cut_by_a_kill_is_left_out_and_the_next_is_whole(run):
 def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path):
     with pytest.raises(DataError, match="cannot be written: No such file or directory; make room, or mend that"):
         Metrics(tmp_path / "none").add(LINES[0])
-
-
-def test_the_curves_are_a_picture_of_all_runs(run, tmp_path):
-    plot([run, run], tmp_path / "curves.png")
-    plot([run], tmp_path / "curves.svg")
-    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    drawing = (tmp_path / "curves.svg").read_text()
-    assert drawing.startswith("<?xml")
-
-
-def test_a_run_without_an_epoch_cannot_be_drawn(tmp_path):
-    Metrics(tmp_path).add(LINES[0])
-    with pytest.raises(DataError, match="no finished epoch"):
-        plot([tmp_path], tmp_path / "curves.png")
-
-
-def test_a_picture_of_an_unknown_kind_is_refused(run, tmp_path):
-    with pytest.raises(DataError, match="cannot be written"):
-        plot([run], tmp_path / "curves.xyz")
 
 
 def test_lines_come_at_least_every_step():

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.processes import run_python
-from tests.report.test_metrics import LINES
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -18,22 +17,6 @@ def result(tmp_path, tool, *options):
     done = run_python(TOOLS / tool, *options, "--json", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((tmp_path / "result.json").read_text())
-
-
-def test_plot_log_draws_runs_and_gives_their_rows(tmp_path):
-    runs = [tmp_path / name for name in ("a", "b")]
-    for run in runs:
-        run.mkdir()
-        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    said, rows = result(tmp_path, "plot_log.py", *runs, "--out", tmp_path / "both.png")
-    assert f"{runs[0]}: 40.000 / 10.000 % after epoch 2" in said
-    assert [row["val_top1_error"] for row in rows[str(runs[1])]] == [60, 40]
-    assert (tmp_path / "both.png").stat().st_size > 1000
-
-
-def test_plot_log_refuses_what_is_no_run(tmp_path):
-    done = run_python(TOOLS / "plot_log.py", tmp_path)
-    assert (done.returncode, done.stderr) == (65, f"plot_log: {tmp_path} is no run folder: it has no metrics.jsonl\n")
 
 
 def test_bench_model_measures_the_step_beside_a_matrix_product(tmp_path):

@@ -65,7 +65,7 @@ def metrics(run, kind):
 
 def learned(run):
     """The lines of a run without what depends on the clock and the machine."""
-    clock = ("time", "images_per_second", "data_wait_share", "data_wait_rank", "memory_bytes")
+    clock = ("time", "seconds", "images_per_second", "data_wait_share", "data_wait_rank", "flop_utilisation", "memory_bytes")
     return [{k: v for k, v in line.items() if k not in clock} for kind in ("train", "val") for line in metrics(run, kind)]
 
 

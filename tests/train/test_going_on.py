@@ -47,7 +47,8 @@ def test_what_a_run_leaves(undisturbed):
     assert float(rows[2]["val_top1_error"]) == pytest.approx(metrics(run, "val")[2]["top1_error"], rel=1e-5)
     assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert "epoch 3/3  step 9/9  loss" in said
-    assert f"curves in {run / 'curves.png'}" in said
+    assert (run / "report.md").read_text() in said
+    assert f"report.md and curves.png are in {run}" in said
     line = metrics(run, "train")[0]
     assert {"step", "epoch", "loss", "top1_error", "top5_error", "lr", "images_per_second", "memory_bytes", "time"} <= set(line)
     assert 0 <= line["data_wait_share"] <= 1
