@@ -64,6 +64,7 @@ soak: $(READY)
 	@mkdir -p build
 	$(BIN)/python tools/soak.py --what build --json build/soak_build.json
 	$(BIN)/python tools/soak.py --json build/soak_train.json
+	RECIPE_STEPS=20 $(BIN)/python -m pytest tests/train/test_every_recipe.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist fastirv2.egg-info .pytest_cache .ruff_cache .hypothesis
