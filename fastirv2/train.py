@@ -398,7 +398,7 @@ def try_out(prepared: Prepared, place: Path, process: Process, console: Console,
         for sentence in rehearse(run, plan, stages, place, prepared.train.data_bytes / len(prepared.train)):
             console.say(sentence)
     finally:
-        run.end()
+        run.end(with_all=False)
 
 
 def end_at_once(sentence: str, code: int = DataError.exit_code) -> None:
