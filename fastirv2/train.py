@@ -208,7 +208,8 @@ def build(
         clip=config.optimizer.clip,
         ema=config.ema,
     )
-    order = TrainOrder(
+    order = partial(
+        TrainOrder,
         prepared.train,
         config.input,
         seed=config.train.seed,
@@ -216,7 +217,6 @@ def build(
         world=plan.world,
         rank=process.rank,
         parts=plan.accumulation,
-        step=state["step"] if state else 0,
         block=config.data.block,
     )
     val_order = ValidationOrder(prepared.val, config.input, batch=plan.batch, world=plan.world, rank=process.rank)
@@ -233,7 +233,7 @@ def build(
         sync_bn=config.train.sync_bn,
         engine=engine,
         optimizer=create_optimizer(engine.model, config.optimizer),
-        train=Loader(prepared.train, order, config.input, **shape),
+        train=Loader(prepared.train, order(step=state["step"] if state else 0), config.input, **shape),
         val=Loader(prepared.val, val_order, config.input, **shape),
         most_bad=max(1, len(prepared.train) // 1000),
         val_steps=val_order.steps,
@@ -241,6 +241,14 @@ def build(
         crops=crops(config),
         utilisation=known_utilisation(config, process),
     )
+    if config.train.recalibrate:
+
+        def recalibrate() -> None:
+            batches = Loader(prepared.train, order(step=plan.total_steps), config.input, **shape)
+            engine.recalibrate(batches, config.train.recalibrate)
+            batches.close()
+
+        run.recalibration = recalibrate
     if state:
         restore(run, state)
     return run

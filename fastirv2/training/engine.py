@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastirv2.errors import UsageError
 from fastirv2.models.dropout import Dropout, sample_keys
 from fastirv2.models.layers import GlobalPool
+from fastirv2.models.norm import BatchNorm2d
 from fastirv2.pipelines import IMAGENET_MEAN, IMAGENET_STD, UNIT_MEAN, UNIT_STD
 from fastirv2.training.distributed import Process, sum_over_ranks
 from fastirv2.training.ema import Ema, EmaConfig
@@ -179,6 +180,22 @@ class Engine:
         self.train_counts.sums += torch.where(found_inf > 0, 0, self._counts_of_step.sums)
         self._counts_of_step.sums.zero_()
         optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def recalibrate(self, batches: Iterator[Batch], count: int) -> None:
+        """Take the running statistics anew, of the weights and of their averages: means over `count` batches of every rank."""
+        layers = [module for module in self.model.modules() if isinstance(module, BatchNorm2d)]
+        before = [layer.momentum for layer in layers]
+        for number in range(1, count + 1):
+            for layer in layers:
+                layer.momentum = 1 / number  # a mean of all so far
+            images, _, _ = next(batches)
+            images = self.normalise(images, self.dtype)
+            for context in [nullcontext(), *([self.ema.in_place()] if self.ema else [])]:
+                with context, self.autocast():
+                    self.model(images)
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum
 
     @torch.inference_mode()
     def validate(self, batches: Iterator[Batch], steps: int, stop: Callable[[], bool]) -> list[torch.Tensor] | None:

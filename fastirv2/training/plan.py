@@ -38,6 +38,8 @@ class TrainConfig:
     """Steps in a row whose gradient is not finite, and which do not count, until the run ends."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU for each rank if there are any, else the CPU."""
+    recalibrate: int = 0
+    """Training batches over which normalisation statistics are taken anew before the last validation; 0: as they were."""
     label_smoothing: float = 0.0
     """Share of a label spread evenly over all classes (Szegedy et al. 2015, section 7). The training loss that is logged is
     that of the smoothed labels; validation's is plain."""
@@ -50,12 +52,12 @@ class TrainConfig:
     first step is done; 0: never."""
 
     def __post_init__(self) -> None:
-        small = min(self.batch, self.bn_batch, self.stop_after, self.seed) < 0
+        small = min(self.batch, self.bn_batch, self.recalibrate, self.stop_after, self.seed) < 0
         if small or min(self.epochs, self.global_batch, self.patience) < 1 or self.seed >= 2**63:
             raise UsageError(
-                "train: epochs, global-batch and patience must be positive; batch, bn-batch, stop-after and seed (< 2^63) at "
-                f"least 0; got {self.epochs}, {self.global_batch}, {self.patience}; {self.batch}, {self.bn_batch}, "
-                f"{self.stop_after}, {self.seed}"
+                "train: epochs, global-batch and patience must be positive; batch, bn-batch, recalibrate, stop-after and seed "
+                f"(< 2^63) at least 0; got {self.epochs}, {self.global_batch}, {self.patience}; {self.batch}, {self.bn_batch}, "
+                f"{self.recalibrate}, {self.stop_after}, {self.seed}"
             )
         if not 0 <= self.timeout < math.inf:
             raise UsageError(f"--train.timeout must be at least 0 minutes (0: never); got {self.timeout}")

@@ -51,7 +51,7 @@ def rehearse(run: Run, plan: Plan, stages: list[tuple[int, int, int]], place: Pa
         f"a pass of {run.plan.world} × {run.plan.batch} images takes {seconds / steps:.3g} s (the very first {first:.3g} s): "
         f"{rate:,.0f} images/s, {100 * waiting:.0f} % of the time waiting for data; a validation batch {validation:.3g} s",
         _memory(run),
-        f"reading the images as they are stored takes {rate * bytes_per_image / 1e6:,.1f} MB/s, over all ranks",
+        f"reading the images as they are stored takes {rate * bytes_per_image / 1e6:.3g} MB/s, over all ranks",
         *_all_reduce(run),
         _checkpoint(run, place),
     ]

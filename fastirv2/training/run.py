@@ -75,6 +75,7 @@ class Run:
     utilisation: Utilisation | None = None  # where the devices' peak is known
     bad: set[str] = field(default_factory=set)  # what is said of those
     writer: BackgroundWriter = field(init=False)  # of checkpoints, on the first rank
+    recalibration: Callable[[], None] | None = None  # what is done before the last validation
     dying: bool = False  # whether the user has been warned of it
     step: int = 0
     pending: int = 0  # an epoch that has ended and is not yet validated
@@ -240,6 +241,8 @@ def validate(run: Run) -> Agreed:
         the signal or the fault that came meanwhile, the same on all ranks; the epoch then stays pending.
     """
     begun = time.perf_counter()
+    if run.recalibration and run.pending == run.plan.epochs:
+        run.recalibration()
     settle_statistics(run)
     agreed = Agreed()
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from fastirv2.errors import UsageError
 from fastirv2.models.layers import GlobalPool
+from fastirv2.models.norm import BatchNorm2d
 from fastirv2.training.distributed import Process
 from fastirv2.training.ema import EmaConfig
 from fastirv2.training.engine import Counts, Engine, choose_precision
@@ -139,6 +140,19 @@ def test_precision_is_chosen_for_the_device():
     assert choose_precision("auto", CPU) in ("bf16", "fp32")
     with pytest.raises(UsageError, match="tf32 needs an NVIDIA GPU"):
         choose_precision("tf32", CPU)
+
+
+def test_statistics_are_taken_anew_as_means_over_batches():
+    torch.manual_seed(0)
+    ema = EmaConfig(decay=0.9)
+    engine = Engine(nn.Sequential(BatchNorm2d(3)), ALONE, amp="fp64", accumulation=1, normalise=scaled, ema=ema)
+    parts = [scaled(images, torch.float64) for images, _, _ in batches(2)]
+    engine.recalibrate(batches(2), 2)
+    norm = engine.model[0]
+    torch.testing.assert_close(norm.running_mean, torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0))
+    torch.testing.assert_close(engine.ema.state_dict()["weights"]["0.running_var"], norm.running_var)
+    assert norm.momentum == 0.1
 
 
 class Pooled(nn.Module):
