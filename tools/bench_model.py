@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 import tyro
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastirv2.errors import run_command
 from fastirv2.models import create
 from fastirv2.report.machine import seconds_of, spread, write_json
+from fastirv2.report.utilisation import forward_flop
 from fastirv2.training.distributed import Process, join
 from fastirv2.training.engine import Engine, choose_precision, unit
 from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
@@ -39,13 +39,6 @@ class Options:
     """auto, cpu or cuda."""
     json: Path | None = None
     """Write the result into this file too."""
-
-
-def operations(arch: str, size: int) -> int:
-    """Return the floating-point operations of a forward pass of one image (2 a multiply-add)."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        create(arch).eval()(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops()
 
 
 def product_rate(device: torch.device, amp: str, rounds: int) -> list[float]:
@@ -90,7 +83,7 @@ def measure(options: Options) -> dict[str, Any]:
     process = join(options.device)
     amp = choose_precision(options.amp, process.device)
     batches = options.batch or ((64, 128, 256) if process.device.type == "cuda" else (8,))
-    flops = operations(options.arch, options.size)
+    flops = forward_flop(lambda: create(options.arch), options.size)
     product = product_rate(process.device, amp, options.rounds)
     rows = []
     for batch in batches:

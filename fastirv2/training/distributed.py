@@ -38,7 +38,7 @@ class Process:
         return self.rank == 0
 
 
-def join(device: str, seconds: float) -> Process:
+def join(device: str, seconds: float = 1800.0) -> Process:
     """Read torchrun's environment, choose this rank's device ("auto", "cpu" or "cuda") and set up the process group.
 
     Collectives fail after `seconds`, which is to be longer than a watchdog lets them hang.
