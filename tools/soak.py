@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import random
-import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import soak_build as build
+import soak_train as train
 import tyro
 
-from fastirv2.errors import DataError, run_command
+from fastirv2.errors import run_command
 from fastirv2.report.machine import write_json
-from fastirv2.report.metrics import read_metrics
-
-CLOCK = ("time", "seconds", "images_per_second", "data_wait_share", "data_wait_rank", "flop_utilisation", "memory_bytes")
-SMALL = (
-    "--input.resize", "82", "--input.crop", "75", "--train.global-batch", "16", "--train.bn-batch", "16",
-    "--checkpoint.steps", "7", "--log.every", "3",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options:
-    """Stop a small run, or builds, by kill -9, SIGTERM and Ctrl-C, and check that they still end as undisturbed ones."""
+    """Kill training runs, or builds, at any instant, and check that they still end as undisturbed ones, to the bit."""
 
     what: Literal["train", "build"] = "train"
-    """What is stopped: a training run, or fastirv2-build-lmdb."""
-    kills: int = 20
-    """How many times it is stopped; of builds, how many times by kill -9, with other signals between."""
-    seconds: float = 15.0
-    """train: the longest time between two stops. Builds are stopped at any moment of the time that one takes."""
-    epochs: int = 4
-    """train: epochs of the run."""
-    ranks: int = 1
-    """train: processes of the run, under torchrun when there are several."""
+    """What is killed: training runs, or fastirv2-build-lmdb."""
+    kills: int = 30
+    """How many times by kill -9: one of a run's ranks, or torchrun. Builds are stopped by other signals between, too."""
+    steps: int = 60
+    """train: steps of a run."""
+    ranks: int = 2
+    """train: processes of a run."""
+    data: Path | None = None
+    """train: a folder with LMDBs, train and val; the demo's images unless given."""
     images: int = 20_000
     """build: small images; LMDB gets them in commits of some thousands."""
     seed: int = 0
@@ -50,60 +39,24 @@ class Options:
     """Write the result into this file too."""
 
 
-def command(data: Path, run: Path, options: Options) -> list[str]:
-    """Return the training command."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks)]
-    paths = ["--train", str(data / "train"), "--val", str(data / "val"), "--out", str(run)]
-    start = [sys.executable, *(launcher if options.ranks > 1 else []), "-m", "fastirv2.train", "--recipe", "demo"]
-    return [*start, *paths, "--train.epochs", str(options.epochs), *SMALL]
-
-
-def learned(run: Path) -> list[dict[str, Any]]:
-    """Return what a run measured, without what depends on the clock."""
-    lines = read_metrics(run / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines if line["kind"] != "begin"]
-
-
-def disturb(line: list[str], options: Options) -> list[str]:
-    """Start the command and stop it, `kills` times or until it ends; return the signals sent."""
-    choose, sent = random.Random(options.seed), []
-    while len(sent) < options.kills:
-        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        try:
-            if process.wait(choose.uniform(0, options.seconds)):
-                raise DataError(f"the run ended by itself with exit code {process.returncode}; give its command to see why")
-            break
-        except subprocess.TimeoutExpired:
-            number = choose.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-            stop(process, number)
-            sent.append(number.name)
-            print(f"{len(sent):3}: {number.name}, exit code {process.returncode}", flush=True)
-    return sent
-
-
-def stop(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal and wait for the end; SIGKILL goes to torchrun's ranks too, which would not notice its death."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(number)
-    for child in children if number == signal.SIGKILL else []:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(child), number)
-    process.wait()
+def demo_data(folder: Path) -> Path:
+    """Make the demo's images and their LMDBs."""
+    subprocess.run([sys.executable, "-m", "fastirv2.demo", folder / "images"], check=True)
+    for name in ("train", "val"):
+        build_command = [sys.executable, "-m", "fastirv2.build_lmdb", folder / "images" / name, folder / name]
+        subprocess.run(build_command, check=True, capture_output=True)
+    return folder
 
 
 def soak_train(folder: Path, options: Options) -> None:
-    """Run both, compare."""
-    subprocess.run([sys.executable, "-m", "fastirv2.demo", folder / "data"], check=True)
-    for run in ("calm", "disturbed"):
-        line = command(folder / "data", folder / run, options)
-        sent = disturb(line, options) if run == "disturbed" else []
-        subprocess.run(line, check=True)
-    calm, disturbed = learned(folder / "calm"), learned(folder / "disturbed")
-    write_json(options.json, {"signals": sent, "lines": len(calm), "same": calm == disturbed})
-    if calm != disturbed:
-        first = next((pair for pair in zip(calm, disturbed, strict=False) if pair[0] != pair[1]), None)
-        raise DataError(f"after {len(sent)} stops the run measured something else, first {json.dumps(first)}")
-    print(f"after {len(sent)} stops the run ended exactly as the undisturbed one: {len(calm)} lines are the same")
+    """Kill training runs and compare each."""
+    data = options.data or demo_data(folder / "data")
+    result = train.soak(folder, data, kills=options.kills, steps=options.steps, ranks=options.ranks, seed=options.seed)
+    write_json(options.json, result)
+    print(
+        f"after {len(result['stops'])} kills, {result['runs']} runs of {options.steps} steps on {options.ranks} ranks ended "
+        f"exactly as the undisturbed one: {result['tensors']} tensors and {result['lines']} lines are the same"
+    )
 
 
 def soak_build(folder: Path, options: Options) -> None:

@@ -59,8 +59,9 @@ def join(device: str, seconds: float = 1800.0) -> Process:
     if world > 1:
         limit = timedelta(seconds=seconds)
         dist.init_process_group("nccl" if gpus else "gloo", timeout=limit, device_id=here if gpus else None)
-    cpus = cpu_share(_masks_of_host())
-    if not gpus and local_world > 1:  # torchrun would give each rank one thread
+    masks = _masks_of_host()
+    cpus = cpu_share(masks)
+    if not gpus and len(masks) > 1:  # torchrun would give each rank one thread, or each of two launchers' all
         torch.set_num_threads(cpus)
     return Process(rank, world, local_rank, local_world, here, cpus)
 
