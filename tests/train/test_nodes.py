@@ -17,7 +17,8 @@ def start_nodes(*arguments):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         endpoint = f"localhost:{probe.getsockname()[1]}"
-    meeting = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "1")
+    shape = ("--nnodes", "2", "--nproc-per-node", "1")
+    meeting = (*shape, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "1")
     line = [sys.executable, "-m", "torch.distributed.run", *meeting, *arguments]
     return [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
 
