@@ -36,11 +36,8 @@ from fastirv2.training.distributed import (
     is_lost_connection,
     join,
     leave,
-    lost_rank,
     neighbours,
-    tell_peers,
     together,
-    told_by_peer,
 )
 from fastirv2.training.engine import NORMALISE, Engine, choose_precision
 from fastirv2.training.folder import check_run, enter, take_up
@@ -323,25 +320,25 @@ def command() -> int:
         console.say(to_toml(as_table(options.config)).rstrip())
         return 0
     check_usage(options)
-    watchdog = Watchdog(options.config.train.timeout, signals.Signals(), end_at_once)
+    watchdog = Watchdog(PROGRAM, options.config.train.timeout, signals.Signals())
     try:
         settings = options.config.train
         process = join(settings.device, watchdog.collective_seconds)
         choose_precision(settings.amp, process.device, deterministic=settings.deterministic)
         execute(options, process, console, watchdog)
     except torch.OutOfMemoryError as error:
-        tell_peers(UsageError.exit_code)
+        watchdog.tell(UsageError.exit_code)
         short = UsageError(f"the GPU's memory does not suffice; give a smaller --train.batch ({error})".split("\n")[0])
         short.shared = False  # only the ranks that ran short know
         raise short from error
     except UserError as error:
         if not error.shared:
-            tell_peers(error.exit_code)
+            watchdog.tell(error.exit_code)
         raise
     except RuntimeError as error:  # what a lost connection to a rank that failed looks like
-        code = told_by_peer()
+        code = watchdog.told()
         if code is None and watchdog.signals.training and is_lost_connection(error):
-            raise lost_rank() from error
+            raise watchdog.lost_rank() from error
         if code is None:
             raise
         return code
@@ -376,7 +373,7 @@ def execute(options: Options, process: Process, console: Console, watchdog: Watc
     before = state["config"]["statistics"]["images"] if state else prepared.plan.bn_images
     if before != prepared.plan.bn_images:
         console.warn(f"normalisation statistics were taken over {before} images so far, and are from here on over others")
-    on_bus_error([prepared.train, prepared.val], end_at_once)
+    on_bus_error([prepared.train, prepared.val], watchdog.end)
     run = build(prepared, Path(options.out), process, console, watchdog, state)
     watchdog.describe = lambda: f"after step {run.step}"
     if state:
@@ -407,14 +404,6 @@ def try_out(prepared: Prepared, place: Path, process: Process, console: Console,
             console.say(sentence)
     finally:
         run.end(with_all=False)
-
-
-def end_at_once(sentence: str, code: int = DataError.exit_code) -> None:
-    """End this process from a thread of its own, since what it waits for will not come."""
-    if sentence:
-        print(f"{PROGRAM}: {sentence}", file=sys.stderr, flush=True)
-    tell_peers(code)
-    os._exit(code)
 
 
 if __name__ == "__main__":

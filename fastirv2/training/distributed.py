@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -13,12 +12,11 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from fastirv2.errors import DataError, StoppedError, UsageError, UserError
+from fastirv2.errors import DataError, UsageError, UserError
 from fastirv2.host import cpu_share
 from fastirv2.training.watchdog import Watchdog
 
 T = TypeVar("T")
-_FAILED = "fastirv2/failed"
 
 
 @dataclass(frozen=True)
@@ -132,43 +130,9 @@ def together(work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def tell_peers(code: int) -> None:
-    """Leave word that this rank fails with an exit code, so that the others end quietly instead of with a lost connection."""
-    if dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # the store itself is gone
-            _store().set(_FAILED, str(code))
-
-
-def told_by_peer() -> int | None:
-    """Return the exit code that another rank has failed with, if one has."""
-    if not dist.is_initialized():
-        return None
-    try:
-        return int(_store().get(_FAILED)) if _store().check([_FAILED]) else None
-    except (RuntimeError, ValueError):  # the store itself is gone
-        return None
-
-
 def is_lost_connection(error: RuntimeError) -> bool:
     """Say whether an error is that of a collective whose peer has gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
-
-
-def lost_rank() -> StoppedError:
-    """Make the error of a rank that has lost another one while it trained; the first rank to meet it says it."""
-    error = StoppedError(
-        "the connection to another rank is lost: it was killed, or its host is gone; the same command goes on from the last "
-        "checkpoint"
-    )
-    try:
-        error.shared = _store().add("fastirv2/lost", 1) > 1
-    except RuntimeError:
-        error.shared = False
-    return error
-
-
-def _store() -> dist.Store:
-    return dist.distributed_c10d._get_default_store()
 
 
 class Agreed(NamedTuple):

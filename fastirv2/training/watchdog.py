@@ -8,24 +8,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
-import torch.distributed as dist
-
-from fastirv2.errors import StoppedError
+from fastirv2.errors import DataError, StoppedError
 from fastirv2.training.signals import LAUNCHER_DIED, Signals
+from fastirv2.training.words import SECONDS, Words
 
 START = 6  # times as long may the start and the first step take: indices are made, kernels chosen and compiled
 HUNG_AT_START = 70  # tried again by itself, it would most likely hang again
 _PACKAGE = Path(__file__).parents[1]
-_SILENT = timedelta(seconds=30)  # the longest that the store may take to answer
 
 
-@dataclass(frozen=True)
-class Sign:
-    """A rank's sign of life: how many it has given, when, and where its main thread stands."""
+class Sign(NamedTuple):
+    """A rank's sign of life: how many it has given, when the last, and where its main thread stood."""
 
     count: int
     clock: str
@@ -40,23 +36,22 @@ class Watchdog:
     life of the other ranks: those that have given none between are said to be silent. Time in which the whole process is
     stopped, as a suspended job is, does not count.
 
-    `end` says a sentence, if it is none that another rank has said, tells the other ranks and ends this process.
-
-    A rank whose launcher dies notes it as it does a signal, so that all ranks stop with the state saved.
+    A rank whose launcher dies notes it as it does a signal, so that all ranks stop with the state saved. One that waits for a
+    rank which has told that it fails ends, too, with the same exit code.
     """
 
-    def __init__(self, minutes: float, signals: Signals, end: Callable[[str, int], None]) -> None:
+    def __init__(self, program: str, minutes: float, signals: Signals) -> None:
         self.signals = signals
         self.describe: Callable[[], str] = lambda: "at its start"
-        self._end_process = end
+        self._program = program
         self._seconds = 60 * minutes or math.inf
+        self._tick = min(1.0, self._seconds / 30)
         self._rank, self._world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
-        self._beats, self._idle = 0, 0.0
+        self._words = Words()
+        self._beats, self._idle, self._signs = 0, 0.0, 0
         self._main = threading.main_thread().ident
         self._stopped = threading.Event()
-        self._store: dist.Store | None = None
-        self._signs = 0
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
@@ -76,63 +71,84 @@ class Watchdog:
         self._stopped.set()
         self._thread.join(timeout=2)
 
+    def tell(self, code: int) -> None:
+        """Leave word that this rank fails with an exit code, so that the others end quietly and not with a lost connection."""
+        self._words.leave("failed", f"{self._rank} {code}")
+
+    def told(self) -> int | None:
+        """Return the exit code that another rank has failed with, if one has."""
+        rank, code = (self._words.find("failed") or f"{self._rank} 0").split()
+        return int(code) if int(rank) != self._rank else None
+
+    def lost_rank(self) -> StoppedError:
+        """Make the error of a rank that has lost another one while it trained; the first rank to meet it says it."""
+        error = StoppedError(
+            "the connection to another rank is lost: it was killed, or its host is gone; the same command goes on from the "
+            "last checkpoint"
+        )
+        error.shared = self._words.first("lost") is False
+        return error
+
+    def end(self, sentence: str, code: int = DataError.exit_code) -> None:
+        """End this process from a thread that is not the main one, since what that waits for will not come."""
+        if sentence:
+            print(f"{self._program}: {sentence}", file=sys.stderr, flush=True)
+        last = threading.Thread(target=self.tell, args=(code,), daemon=True)
+        last.start()
+        last.join(SECONDS)
+        os._exit(code)
+
     def _watch(self) -> None:
-        tick = min(1.0, self._seconds / 30)
         looked: tuple[float, dict[int, Sign]] | None = None
-        published, before = -math.inf, time.monotonic()
-        while not self._stopped.wait(tick):
+        published, before, doomed = -math.inf, time.monotonic(), math.inf
+        while not self._stopped.wait(self._tick):
             now = time.monotonic()
-            self._idle += min(now - before, 5 * tick)
+            self._idle += min(now - before, 5 * self._tick)
             before = now
             if self._launcher and os.getppid() != self._launcher:
                 self._orphaned()
-            if now - published >= 10 * tick:
+            if now - published >= 10 * self._tick:
                 published = now
                 self._publish()
+            if doomed == math.inf and self.told() is not None:
+                doomed = now
+            if now - doomed >= 10 * self._tick:
+                os._exit(self.told() or StoppedError.exit_code)
             limit = self._seconds if self._beats else START * self._seconds
             if self._idle < limit:
                 looked = None
             elif looked is None:
                 looked = now, self._read()
-            elif now - looked[0] >= 25 * tick:
-                self._end(looked[1], self._read())
+            elif now - looked[0] >= 25 * self._tick:
+                self._give_up(looked[1], self._read())
 
     def _orphaned(self) -> None:
         self._launcher = 0
-        self._store = None  # it was the launcher's
-        self.signals.received = self.signals.received or LAUNCHER_DIED
+        self._words.close()  # the store was the launcher's
         self._seconds = min(self._seconds, 600.0)
         if not self.signals.training:
-            self._leave("its launcher has died at its start: nothing is lost, the same command goes on", StoppedError.exit_code)
+            self.end("its launcher has died at its start: nothing is lost, the same command goes on", StoppedError.exit_code)
+        self.signals.received = self.signals.received or LAUNCHER_DIED
 
     def _publish(self) -> None:
-        """Leave a sign of life in the launcher's store, over a connection of its own: the main thread may use the other."""
-        if self._world == 1 or self.signals.received == LAUNCHER_DIED:
-            return
         self._signs += 1
-        try:
-            self._store = self._store or connect()
-            self._store.set(str(self._rank), f"{self._signs}\n{time.strftime('%H:%M:%S')}\n{self._where()}")
-        except (RuntimeError, ValueError):
-            self._store = None
+        self._words.leave(f"alive/{self._rank}", f"{self._signs}\n{time.strftime('%H:%M:%S')}\n{self._where()}")
 
     def _read(self) -> dict[int, Sign]:
-        """Return the last sign of life of each rank that has given one; of none when the store does not answer."""
+        """Return the last sign of life of each rank that has given one; of this one alone when the store does not answer."""
         signs = {self._rank: Sign(self._signs, "", self._where())}
-        reader = threading.Thread(target=self._collect, args=(signs,), daemon=True)
-        reader.start()
-        reader.join(_SILENT.total_seconds())
-        return dict(signs)
 
-    def _collect(self, signs: dict[int, Sign]) -> None:
-        store = self._store
-        try:
-            for rank in range(self._world if store else 0):
-                if rank != self._rank and store.check([str(rank)]):
-                    count, clock, where = store.get(str(rank)).decode().split("\n")
+        def collect() -> None:
+            for rank in range(self._world):
+                text = self._words.find(f"alive/{rank}") if rank != self._rank else None
+                if text:
+                    count, clock, where = text.split("\n")
                     signs[rank] = Sign(int(count), clock, where)
-        except RuntimeError:
-            return
+
+        reader = threading.Thread(target=collect, daemon=True)
+        reader.start()
+        reader.join(SECONDS)
+        return dict(signs)
 
     def _where(self) -> str:
         """Return what the main thread is at: the step, and the innermost line of ours."""
@@ -144,45 +160,26 @@ class Watchdog:
         file = Path(frame.f_code.co_filename).relative_to(_PACKAGE)
         return f"{self.describe()}, in {file}:{frame.f_lineno} ({frame.f_code.co_name})"
 
-    def _end(self, first: dict[int, Sign], second: dict[int, Sign]) -> None:
+    def _give_up(self, first: dict[int, Sign], second: dict[int, Sign]) -> None:
         """Say who hangs and where, once for all ranks, and end the process."""
-        code = StoppedError.exit_code if self._beats else HUNG_AT_START
-        minutes = self._seconds / 60 * (1 if self._beats else START)
-        hint = "the same command goes on from the last checkpoint" if self._beats else "can the hosts reach each other?"
+        trained = self._beats > 0
+        minutes = self._seconds / 60 * (1 if trained else START)
+        hint = "the same command goes on from the last checkpoint" if trained else "can the hosts reach each other?"
         sentence = f"no progress for {minutes:g} minutes (--train.timeout): {account(first, second, self._world)}; {hint}"
-        self._leave(sentence if self._speaks(answered=len(first) > 1) else "", code)
-
-    def _speaks(self, *, answered: bool) -> bool:
-        """Say whether this rank is the first to end; it is not when the store has `answered` before and is gone now."""
-        try:
-            if self._store:
-                return self._store.add("speakers", 1) == 1
-        except RuntimeError:
-            pass
-        return not answered
-
-    def _leave(self, sentence: str, code: int) -> None:
-        """End the process, although what is to be done before may hang as well."""
-        last = threading.Thread(target=self._end_process, args=(sentence, code), daemon=True)
-        last.start()
-        last.join(5)
-        os._exit(code)
-
-
-def connect() -> dist.Store:
-    """Return a connection to torchrun's store, or to rank 0's, with names of this attempt only."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_SILENT)
-    return dist.PrefixStore(f"fastirv2/alive/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        speaks = self._words.first("speaks")
+        if speaks is None:  # the store is gone; if it answered before, its host has just ended, and has said it
+            speaks = len(first) == 1
+        self.end(sentence if speaks else "", StoppedError.exit_code if trained else HUNG_AT_START)
 
 
 def account(first: dict[int, Sign], second: dict[int, Sign], world: int) -> str:
     """Say of each rank where it stands or stood, from two looks at the signs of life; ranks that share a fate share words."""
     fates: dict[str, list[int]] = {}
     for rank in range(world):
-        sign, earlier = second.get(rank), first.get(rank)
+        sign = second.get(rank)
         if sign is None:
             fate = "never heard from"
-        elif sign.clock and earlier == sign:
+        elif sign.clock and first.get(rank) == sign:
             fate = f"silent since {sign.clock}, {sign.where}"
         else:
             fate = f"waiting {sign.where}"

@@ -1,8 +1,6 @@
 """Two ranks train what one trains."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, ValidationOrder
 from fastirv2.training.engine import unit
-from tests.train.conftest import assert_done, latest, metrics, wait_for_line
+from tests.train.conftest import assert_done, latest, metrics
 
 SIZE = InputConfig(resize=82, crop=75, threads=1)
 
@@ -157,18 +155,3 @@ def test_missing_data_on_two_ranks_is_said_once(trainer, tmp_path):
     refused = trainer(tmp_path / "run", ranks=2, train=tmp_path / "none")
     assert refused.stderr.count(f"{tmp_path / 'none'} does not exist") == 1
     assert "exitcode  : 65" in refused.stderr
-
-
-def test_torchrun_told_to_stop_saves_once_says_so_once_and_goes_on(trainer, tmp_path):
-    run = tmp_path / "run"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    line = [sys.executable, *launcher, *trainer.arguments(run, "--train.epochs", "20")]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_line(run, '"step": 2,', process)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    step = latest(run)["step"]
-    assert said.count(f"stopped by SIGTERM after step {step}; the state is saved and the same command goes on") == 1
-    going_on = trainer(run, "--train.epochs", "20", "--train.stop-after", str(step + 2), ranks=2)
-    assert f"going on after step {step}" in going_on.stdout
-    assert [line["step"] for line in metrics(run, "train")] == list(range(1, step + 3))

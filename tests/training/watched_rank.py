@@ -5,21 +5,14 @@ import sys
 import time
 
 from fastirv2.errors import run_command
-from fastirv2.training.distributed import Agreement, join, leave, tell_peers, told_by_peer
+from fastirv2.training.distributed import Agreement, join, leave
 from fastirv2.training.signals import Signals, name
 from fastirv2.training.watchdog import Watchdog
 
 
-def end(sentence, code):
-    if sentence:
-        print("watched:", sentence, file=sys.stderr, flush=True)
-    tell_peers(code)
-    os._exit(code)
-
-
 def main():
     minutes, steps = float(sys.argv[1]), int(sys.argv[2])
-    watchdog = Watchdog(minutes, Signals(), end)
+    watchdog = Watchdog("watched", minutes, Signals())
     join("cpu", watchdog.collective_seconds)
     agreement, step = Agreement(watchdog), 0
     watchdog.describe = lambda: f"after step {step}"
@@ -28,7 +21,7 @@ def main():
         try:
             agreed, step = agreement.reach(), step + 1
         except RuntimeError:
-            return told_by_peer() or 1
+            return watchdog.told() or 1
         if step == 20:
             print("trains", flush=True)
         if agreed.signal:

@@ -1,0 +1,93 @@
+"""Runs that one leaves alone: whichever rank, node or launcher is told to stop or killed, they end as one nobody disturbed."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.processes import gone, start_ranks
+from tests.train.conftest import latest, metrics, wait_for_line
+from tests.train.test_going_on import assert_same_end
+
+SIZE = ("--train.epochs", "2", "--train.global-batch", "4", "--train.bn-batch", "4", "--checkpoint.steps", "2")  # 12 steps
+
+
+@pytest.fixture
+def command(trainer, file_list, tmp_path):
+    """Returns the command for a run folder; it validates for longer than it trains."""
+    many = tmp_path / "many.txt"
+    many.write_text("".join(f"{file_list.parent}/{line}\n" for line in file_list.read_text().splitlines()) * 5)
+    return lambda run: trainer.arguments(run, *SIZE, train=file_list, val=many)
+
+
+def start_nodes(*arguments):
+    """Start two torchruns of one rank each that find each other by a rendezvous, as on two hosts."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        endpoint = f"localhost:{probe.getsockname()[1]}"
+    meeting = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "1")
+    line = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", "1", *arguments]
+    return [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+
+
+def children(pid):
+    """Return the processes that a process has started."""
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def ended(processes):
+    """Return the exit code and the complaints of each."""
+    complaints = [process.communicate(timeout=240)[1] for process in processes]
+    return [process.returncode for process in processes], complaints
+
+
+def test_signals_to_one_rank_or_node_and_a_killed_launcher_change_no_bit(command, tmp_path):
+    """Two ranks on one node, undisturbed, against ranks and nodes that are stopped in a checkpoint, in validation, at their
+    start and by a launcher's death."""
+    calm, run = tmp_path / "calm", tmp_path / "run"
+    assert ended(start_ranks(2, *command(calm)))[0] == [0, 0]
+
+    ranks = start_ranks(2, *command(run))
+    while not list(run.glob("checkpoints/*.new")) and ranks[0].poll() is None:
+        time.sleep(0.001)
+    for number in (signal.SIGTERM, signal.SIGTERM):
+        ranks[1].send_signal(number)
+    codes, said = ended(ranks)
+    assert codes == [75, 75], said
+    step = latest(run)["step"]
+    assert 2 <= step <= 5
+    sentence = f"stopped by SIGTERM after step {step}; the state is saved and the same command goes on"
+    assert said == [f"fastirv2.train: {sentence}\n", ""]
+
+    nodes = start_nodes(*command(run))
+    wait_for_line(run, '"step": 6,', nodes[0])
+    nodes[1].send_signal(signal.SIGTERM)
+    said = "".join(ended(nodes)[1])
+    assert said.count("stopped by SIGTERM after step 6; the state is saved and the same command goes on") == 1
+    assert metrics(run, "val") == []
+    assert (latest(run)["step"], latest(run)["pending"]) == (6, 1)
+
+    ranks = start_ranks(2, *command(run))
+    assert "paper network" in ranks[0].stdout.readline()
+    ranks[1].send_signal(signal.SIGINT)
+    codes, said = ended(ranks)
+    assert codes == [75, 75], said
+    assert said[1] == "fastirv2.train: stopped by SIGINT at its start: nothing is lost, the same command goes on\n"
+    assert (latest(run)["step"], latest(run)["pending"]) == (6, 1)
+
+    nodes = start_nodes(*command(run))
+    wait_for_line(run, '"step": 8,', nodes[0])
+    orphans = children(nodes[1].pid)
+    nodes[1].kill()
+    said = "".join(ended(nodes)[1])
+    assert said.count("stopped by the death of its launcher after step") == 1
+    assert all(gone(pid) for pid in orphans)
+    assert 8 <= latest(run)["step"] < 12
+
+    codes, said = ended(start_nodes(*command(run)))
+    assert codes == [0, 0], said
+    assert_same_end(run, calm)
