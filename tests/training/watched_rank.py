@@ -10,22 +10,27 @@ from fastirv2.training.signals import Signals, name
 from fastirv2.training.watchdog import Watchdog
 
 
+def say(text):
+    sys.stdout.write(f"{text}\n")  # as one piece: torchrun's ranks do not buffer
+    sys.stdout.flush()
+
+
 def main():
     minutes, steps = float(sys.argv[1]), int(sys.argv[2])
     watchdog = Watchdog("watched", minutes, Signals())
     join("cpu", watchdog.collective_seconds)
     agreement, step = Agreement(watchdog), 0
     watchdog.describe = lambda: f"after step {step}"
-    print(os.getpid(), flush=True)
+    say(os.getpid())
     while step != steps:
         try:
             agreed, step = agreement.reach(), step + 1
         except RuntimeError:
             return watchdog.told() or 1
         if step == 20:
-            print("trains", flush=True)
+            say("trains")
         if agreed.signal:
-            print("stopped by", name(agreed.signal), flush=True)
+            say(f"stopped by {name(agreed.signal)}")
             agreement.close()
             leave()
             return 75
