@@ -22,7 +22,7 @@ def one_sentence(process, code):
         (["--recipe", "dmo"], "there is no recipe 'dmo'; did you mean 'demo'?"),
         (["--recipe", "demo", "--train.epoch", "3"], "there is no option --train.epoch; did you mean '--train.epochs'?"),
         (["--recipe", "demo"], "--train is missing; see --help"),
-        ([], "--recipe is missing; the recipes are demo, setting1, setting2, setting3; see --help"),
+        ([], "--recipe is missing; the recipes are caffe, demo, fast, finetune, long, paper"),
         (["--recipe", "demo", "--input.crop", "60"], "--input.crop 60 is too small for this network; it needs 75 pixels"),
         (["--recipe", "setting1", "--train", "a", "--val", "b", "--out", "c", "--train.batch", "16"], "would do"),
     ],

@@ -30,10 +30,12 @@ def test_a_recipe_trains(runs, name):
     trained, validated = (metrics(folder / name, kind) for kind in ("train", "val"))
     assert [line["step"] for line in trained] == list(range(1, STEPS + 1))
     assert all(math.isfinite(line["loss"]) for line in trained)
-    config = for_run(read_recipe(name)[0].schedule, global_batch=BATCH, count=STEPS * BATCH, total_steps=STEPS)
-    assert [line["lr"] for line in trained] == [learning_rate(step, config) for step in range(1, STEPS + 1)]
-    assert validated[0]["images"] == 4
-    assert f"instead of the recipe's {config.batch}" in process.stdout
+    config, _ = read_recipe(name)
+    schedule = for_run(config.schedule, global_batch=BATCH, count=STEPS * BATCH, total_steps=STEPS)
+    assert [line["lr"] for line in trained] == [learning_rate(step, schedule) for step in range(1, STEPS + 1)]
+    weights = ["raw", "ema"] if config.ema.decay else ["raw"]
+    assert [(line["weights"], line["images"]) for line in validated] == [(each, 4) for each in weights]
+    assert f"instead of the recipe's {schedule.batch}" in process.stdout
 
 
 def test_all_of_them_end_well(runs):
