@@ -1,0 +1,174 @@
+"""The parts of a run, brought together: data and configuration first, then network, optimizer and input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastirv2.config import Config, Options, as_table, read_recipe
+from fastirv2.data.dataset import Records, check_classes
+from fastirv2.data.loader import Loader
+from fastirv2.data.records import open_records
+from fastirv2.data.samples import TrainOrder, ValidationOrder, check_input, needs_sizes
+from fastirv2.errors import DataError
+from fastirv2.models import create
+from fastirv2.models.norm import Statistics, share_statistics
+from fastirv2.report.console import Console
+from fastirv2.report.machine import device_name
+from fastirv2.report.reporter import Reporter
+from fastirv2.report.utilisation import Utilisation, peak_tflops, utilisation
+from fastirv2.training.distributed import Agreement, Process, neighbours
+from fastirv2.training.engine import NORMALISE, Engine, choose_precision
+from fastirv2.training.optim import create_optimizer
+from fastirv2.training.plan import Plan, make_plan
+from fastirv2.training.run import Run, restore
+from fastirv2.training.schedule import for_run
+from fastirv2.training.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before any network exists."""
+
+    config: Config
+    plan: Plan
+    train: Records
+    val: Records
+    table: dict[str, Any]
+    warnings: list[str]
+
+
+def prepare(options: Options, process: Process) -> Prepared:
+    """Open the data and resolve the configuration.
+
+    Raises:
+        DataError: a data set cannot be used.
+    """
+    train_set, val_set = open_records(options.train_path), open_records(options.val_path)
+    classes = check_classes([train_set, val_set])
+    config = resolve(options.config, process, count=len(train_set), classes=len(classes))
+    warnings = [
+        *train_set.warnings,
+        *check_input(train_set, config.input, training=True),
+        *val_set.warnings,
+        *check_input(val_set, config.input, training=False),
+    ]
+    for records, training in ((train_set, True), (val_set, False)):
+        if needs_sizes(config.input, training=training):
+            _ = records.sizes  # read here, where every rank ends with one sentence if it cannot be done
+    data = {"train": options.train_path, "val": options.val_path}
+    digests = {"train_digest": train_set.digest, "val_digest": val_set.digest}
+    plan = divide(config, process.world, len(train_set))
+    source = {"recipe": options.recipe, "out": options.out, **read_recipe(options.recipe)[1]}
+    table = {**source, "statistics": {"images": plan.bn_images}, **as_table(config)}
+    return Prepared(config, plan, train_set, val_set, table | {"data": data | digests | table["data"]}, warnings)
+
+
+def resolve(config: Config, process: Process, *, count: int, classes: int) -> Config:
+    """Fill in what the configuration leaves to the data and the device."""
+    given = config.model.classes
+    if given and given < classes:
+        raise DataError(f"the data has {classes} classes, but --model.classes is {given}; give at least {classes}")
+    model = replace(config.model, classes=given or classes)
+    amp = choose_precision(config.train.amp, process.device, deterministic=config.train.deterministic)
+    settings = replace(config.train, amp=amp)
+    if settings.deterministic:
+        config = replace(config, input=replace(config.input, hw_decoder_load=0.0))  # pixels then repeat exactly
+    total = divide(config, process.world, count).total_steps
+    schedule = for_run(config.schedule, global_batch=settings.global_batch, count=count, total_steps=total)
+    return replace(config, model=model, train=settings, schedule=schedule)
+
+
+def divide(config: Config, world: int, count: int) -> Plan:
+    """Divide the configuration's global batch among `world` ranks."""
+    settings = config.train
+    return make_plan(
+        global_batch=settings.global_batch,
+        world=world,
+        batch=settings.batch,
+        bn_batch=settings.bn_batch,
+        sync_bn=settings.sync_bn,
+        count=count,
+        epochs=settings.epochs,
+    )
+
+
+def build(
+    prepared: Prepared, folder: Path, process: Process, console: Console, watchdog: Watchdog, state: dict[str, Any] | None
+) -> Run:
+    """Make the network, the optimizer and the input on this rank, and take up the checkpoint."""
+    config, plan = prepared.config, prepared.plan
+    torch.manual_seed(config.train.seed)
+    model = create(config.model.arch, config.model.classes, config.model.dropout)
+    share_statistics(model, Statistics(neighbours(process, plan.bn_ranks), plan.bn_splits))
+    normalise = NORMALISE[config.input.normalise]
+    engine = Engine(
+        model,
+        process,
+        amp=config.train.amp,
+        accumulation=plan.accumulation,
+        normalise=normalise,
+        label_smoothing=config.train.label_smoothing,
+        clip=config.optimizer.clip,
+        ema=config.ema,
+    )
+    order = partial(
+        TrainOrder,
+        prepared.train,
+        config.input,
+        seed=config.train.seed,
+        global_batch=plan.global_batch,
+        world=plan.world,
+        rank=process.rank,
+        parts=plan.accumulation,
+        block=config.data.block,
+    )
+    val_order = ValidationOrder(prepared.val, config.input, batch=plan.batch, world=plan.world, rank=process.rank)
+    shape = {"batch": plan.batch, "device": process.device, "cpus": process.cpus, "on_bad": config.data.on_bad}
+    run = Run(
+        plan=plan,
+        process=process,
+        console=console,
+        reporter=Reporter(folder, prepared.table, console, first=process.first),
+        folder=folder,
+        table=prepared.table,
+        classes=prepared.train.classes,
+        checkpoint=config.checkpoint,
+        sync_bn=config.train.sync_bn,
+        engine=engine,
+        optimizer=create_optimizer(engine.model, config.optimizer),
+        train=Loader(prepared.train, order(step=state["step"] if state else 0), config.input, **shape),
+        val=Loader(prepared.val, val_order, config.input, **shape),
+        most_bad=max(1, len(prepared.train) // 1000),
+        val_steps=val_order.steps,
+        agreement=Agreement(watchdog),
+        crops=crops(config),
+        utilisation=known_utilisation(config, process),
+    )
+    if config.train.recalibrate:
+
+        def recalibrate() -> None:
+            batches = Loader(prepared.train, order(step=plan.total_steps), config.input, **shape)
+            engine.recalibrate(batches, config.train.recalibrate)
+            batches.close()
+
+        run.recalibration = recalibrate
+    if state:
+        restore(run, state)
+    return run
+
+
+def crops(config: Config) -> list[tuple[int, int]]:
+    """Return the first epoch of each crop in training, and its side in pixels."""
+    return [(first, crop) for first, _, crop in config.input.stages()]
+
+
+def known_utilisation(config: Config, process: Process) -> Utilisation | None:
+    """Return what tells the utilisation of all devices, or None where nothing is known of their peak."""
+    peak = config.device.peak_tflops or peak_tflops(device_name(process.device), config.train.amp)
+    make = partial(create, config.model.arch, config.model.classes, config.model.dropout)
+    return utilisation(make, crops(config), peak_tflops=peak, devices=process.world)
