@@ -87,7 +87,7 @@ def errors(table: dict[str, Any], rows: list[Line]) -> str:
     """Return the errors beside those that were published for the recipe."""
     last, best = rows[-1], min(rows, key=lambda row: used(row, "top1_error"))
     found = []
-    for when, row in (("last", last), ("best", best)):
+    for when, row in (("last", last), ("best", best)) if best is not last else (("last and best", last),):
         for which, what in (("val", ""), ("ema", ", averaged weights")):
             if row[f"{which}_loss"] is not None or which == "val":
                 numbers = (row[f"{which}_{name}"] for name in ("top1_error", "top5_error"))
@@ -113,7 +113,8 @@ def speeds(lines: list[Line], rows: list[Line]) -> str:
     used = any("flop_utilisation" in line for line in lines)
     found = [["", "images/s", *(["MFU (%)"] if used else []), "waiting (%)", "training", "validation"]]
     last = rows[-1]["epoch"]
-    for name, first, end in (("epoch 1 (cold cache)", 1, 1), (f"epochs 2 to {last}", 2, last), ("all", 1, last)):
+    later = f"epochs 2 to {last}" if last > 2 else "epoch 2"
+    for name, first, end in (("epoch 1 (cold cache)", 1, 1), (later, 2, last), ("all", 1, last)):
         average = over_time([line for line in lines if line["kind"] == "train" and first <= line["epoch"] <= end])
         if not average["train_seconds"] or (name == "all" and last == 1):
             continue
@@ -126,12 +127,12 @@ def speeds(lines: list[Line], rows: list[Line]) -> str:
 
 def times(found: list[Sitting], training_seconds: float, validation_seconds: float) -> str:
     """Return how long a run took, over all its sittings, and the hours of its devices."""
-    seconds = sum(each.seconds for each in found)
+    seconds = max(sum(each.seconds for each in found), training_seconds + validation_seconds)  # steps after a last line count
     hours = sum(each.ranks * each.seconds for each in found) / 3600
     unit = "CPU" if all(each.device == "CPU" for each in found) else "GPU"
     devices = dict.fromkeys(f"{each.ranks} × {each.device}" for each in found)
     working = training_seconds, validation_seconds
-    shares = [100 * part / max(seconds, sum(working), 1e-9) for part in working]
+    shares = [100 * part / max(seconds, 1e-9) for part in working]
     return (
         f"From {_date(found[0].begun)} to {_date(found[-1].ended)}: {clock(seconds)} in "
         f"{f'{len(found)} sittings' if len(found) > 1 else 'one sitting'}, {hours:,.2f} {unit}-hours "

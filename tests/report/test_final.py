@@ -79,6 +79,7 @@ def test_the_first_epoch_is_told_apart():
 
 def test_sittings_add_up_and_the_time_between_them_does_not_count():
     assert [each.seconds for each in sittings(week())] == [1500, 500]
+    assert "epoch 2" in rows(report("run", TABLE, week()[:5]))
     found = report("run", TABLE, week())
     assert "Mar 2026 18:05 to" in found
     hours = (8 * 1500 + 4 * 500) / 3600
@@ -103,7 +104,7 @@ def test_utilisation_averaged_weights_and_skipped_records_are_told_where_there_a
     averaged = val(300, 3, BEGUN + 86900, 38, weights="ema")
     found = report("run", TABLE, [*week(flop_utilisation=0.4), averaged])
     assert rows(found)["all"][1] == "40.0"
-    assert rows(found)["best epoch, 3, averaged weights"] == ["38.000", "9.500"]
+    assert rows(found)["last and best epoch, 3, averaged weights"] == ["38.000", "9.500"]
     assert found.startswith("# run: top-1 error 38.000 % after epoch 3 of 3\n")
     assert "skipped: 1; metrics.jsonl names them" in found
 
