@@ -21,6 +21,7 @@ from fastirv2.report.console import Console
 from fastirv2.report.final import draw
 from fastirv2.report.machine import device_name
 from fastirv2.training import signals
+from fastirv2.training.between import check_patience, end_for_fault, log_interval, validate
 from fastirv2.training.distributed import (
     Process,
     from_all,
@@ -34,7 +35,7 @@ from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import set_rate
 from fastirv2.training.plan import Plan
 from fastirv2.training.rehearsal import rehearse
-from fastirv2.training.run import Run, check_patience, end_for_fault, log_interval, save, validate
+from fastirv2.training.run import Run, save
 from fastirv2.training.schedule import describe_scaling, learning_rate
 from fastirv2.training.watchdog import Watchdog
 

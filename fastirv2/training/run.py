@@ -1,31 +1,27 @@
-"""Where a run stands, and what it does besides its steps: log lines, validation, checkpoints, going on."""
+"""Where a run stands, and how that is saved and taken up."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from fastirv2.errors import DataError, DivergedError
 from fastirv2.models.norm import unite_running_statistics
 from fastirv2.report.console import Console
-from fastirv2.report.machine import device_name, peak_memory
-from fastirv2.report.metrics import rates
+from fastirv2.report.machine import device_name
 from fastirv2.report.reporter import Reporter
 from fastirv2.report.utilisation import Utilisation, pixels_trained
 from fastirv2.training.background import BackgroundWriter
 from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints
-from fastirv2.training.distributed import Agreed, Agreement, Process, from_all, sum_over_ranks, together
+from fastirv2.training.distributed import Agreed, Agreement, Process, together
 from fastirv2.training.engine import Batch, Engine
 from fastirv2.training.plan import Plan, SyncBN
-
-_DYING = 0.95  # share of zeros before the pool
 
 
 class Faults(Protocol):
@@ -142,135 +138,6 @@ class Run:
     def fault(self) -> DataError | None:
         """What this rank has met that is to end the run."""
         return self.train.faults.error or self.val.faults.error
-
-
-def log_interval(run: Run, rate: float) -> None:
-    """Write and show what the steps since the last line amounted to. Every rank calls this; the counts are read here.
-
-    """
-    sums = run.engine.train_counts.take()
-    skipped = run.engine.gate.take_skipped()
-    seconds = time.perf_counter() - run.interval - run.paused
-    untold = run.train.faults.untold() + run.val.faults.untold()
-    figures = torch.zeros(2, run.process.world, dtype=torch.float64, device=run.engine.device)
-    figures[:, run.process.rank] = torch.tensor([run.train.wait_seconds() / seconds, len(untold)])
-    shares, bad = sum_over_ranks(figures).cpu()
-    slowest = shares.max(0)
-    images = int(sums[3]) + skipped * run.plan.global_batch  # all that passed through; losses and errors are of what counted
-    epoch = run.plan.epoch_of(run.step)
-    share = {"flop_utilisation": run.utilisation.share(epoch, images / seconds)} if run.utilisation else {}
-    line = {
-        "kind": "train", "step": run.step, "epoch": epoch, **rates(sums.tolist()),
-        "images": images, "skipped_steps": skipped, "zero_share": run.engine.zero_share(),
-        "lr": rate, "images_per_second": images / seconds, **share,
-        "data_wait_share": min(float(slowest.values), 1.0), "data_wait_rank": int(slowest.indices),
-        "memory_bytes": peak_memory(run.engine.device), "time": time.time(),
-    }  # fmt: skip
-    run.interval, run.paused = time.perf_counter(), 0.0
-    run.reporter.train(line)
-    if (line["zero_share"] or 0.0) > _DYING and not run.dying:
-        run.dying = True
-        run.console.warn(
-            f"{100 * line['zero_share']:.1f} % of the activations before the pool are zero at step {run.step}: the network is "
-            "dying, after which it learns nothing more; begin anew with a lower --schedule.rate or a longer warm-up"
-        )
-    if skipped:
-        which = "a step" if skipped == 1 else f"{skipped} steps"
-        run.console.warn(f"{which} before step {run.step + 1} did not count: the gradient was no finite number")
-    if bad.any():
-        tell_bad(run, untold)
-
-
-def tell_bad(run: Run, sentences: list[str]) -> None:
-    """Say and log which records the ranks have found to be bad; every rank calls this.
-
-    Raises:
-        DataError: they are too many; the state is saved.
-    """
-    found = dict.fromkeys(sentence for part in from_all(sentences) for sentence in part if sentence not in run.bad)
-    run.bad |= set(found)
-    for sentence in found:
-        run.reporter.bad(sentence, run.step)
-    if len(run.bad) > run.most_bad:
-        save(run, last=True)
-        error = DataError(
-            f"{len(run.bad)} records cannot be decoded, more than 0.1 % of an epoch: {run.folder}/metrics.jsonl names them; "
-            "build the LMDB anew with fastirv2-build-lmdb, which checks every image"
-        )
-        error.shared = True
-        raise error
-
-
-def end_for_fault(run: Run) -> NoReturn:
-    """Raise, on all ranks, what one of them has met; the state is saved."""
-
-    def raise_own() -> None:
-        if run.fault:
-            raise run.fault
-
-    together(raise_own)
-    raise RuntimeError("a rank that has met a fault does not say which")
-
-
-def check_patience(run: Run, patience: int, records: Callable[[int], list[int]]) -> None:
-    """End the run when `patience` steps in a row did not count; `records` gives those of this rank in a step.
-
-    Raises:
-        DivergedError: they did, on all ranks at the same step; the last checkpoint stays.
-    """
-    bad = run.engine.gate.bad_in_a_row()
-    if bad < patience:
-        return
-    own = run.engine.gate.own_bad_step()
-    found = from_all((own, records(own)) if own > run.step - patience else None)
-    ranks = [rank for rank, what in enumerate(found) if what]
-    for rank in ranks:
-        step, numbers = found[rank]
-        run.reporter.write({"kind": "diverged", "step": step, "rank": rank, "records": numbers, "time": time.time()})
-    where = f"the loss itself on rank {', '.join(map(str, ranks))}" if ranks else "not the loss"
-    raise DivergedError(
-        f"the gradient was no finite number in {bad} steps in a row, {where}, by step {run.step}: training diverged; begin "
-        f"anew with a lower --schedule.rate in another RUN ({run.folder} keeps its last checkpoint)"
-    )
-
-
-def validate(run: Run) -> Agreed:
-    """Validate the epoch that is pending, log it, and note whether it is the best so far.
-
-    Returns:
-        the signal or the fault that came meanwhile, the same on all ranks; the epoch then stays pending.
-    """
-    begun = time.perf_counter()
-    if run.recalibration and run.pending == run.plan.epochs:
-        run.recalibration()
-    settle_statistics(run)
-    agreed = Agreed()
-
-    def told_to_stop() -> bool:
-        nonlocal agreed
-        agreed = run.agreement.reach(fault=run.fault is not None)
-        return agreed.signal > 0 or agreed.fault
-
-    sums = run.engine.validate(run.val, run.val_steps, told_to_stop)
-    run.val.wait_seconds()
-    seconds = time.perf_counter() - begun
-    run.paused += seconds
-    if sums is None:
-        return agreed
-    clock = {"seconds": seconds, "time": time.time()}  # both in one pass
-    lines = [_validation_line(run, weights, each) | clock for weights, each in zip(("raw", "ema"), sums, strict=False)]
-    used = lines[-1]  # whoever averages weights uses the averages
-    best = math.isfinite(used["loss"]) and used["top1_error"] < run.best_error
-    if best:
-        run.best_error, run.best_epoch, run.best_step = used["top1_error"], run.pending, run.step
-    run.pending = 0
-    run.reporter.epoch(lines, best=best)
-    return Agreed()
-
-
-def _validation_line(run: Run, weights: str, sums: torch.Tensor) -> dict[str, Any]:
-    counts = {"images": int(sums[3]), "top1_correct": int(sums[1]), "top5_correct": int(sums[2])}
-    return {"kind": "val", "step": run.step, "epoch": run.pending, **counts, **rates(sums.tolist()), "weights": weights}
 
 
 def settle_statistics(run: Run) -> None:
