@@ -13,6 +13,7 @@ OF_OTHERS = {
     "--nproc-per-node", "--tag", "--rm", "--gpus", "--ipc", "--ulimit", "--volume", "--constraint", "--json", "--size",
     "--batch", "--build", "--memory", "--what", "--kills", "--images", "--rounds", "--seconds",
     "--data", "--need", "--trace", "--reference", "--caffe-epoch-iterations",
+    "--max-restarts", "--shutdown-timeout", "--signals-to-handle",
 }  # fmt: skip
 
 

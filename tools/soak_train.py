@@ -27,8 +27,8 @@ from fastirv2.report.metrics import read_metrics
 CLOCK = ("time", "seconds", "images_per_second", "data_wait_share", "data_wait_rank", "flop_utilisation", "memory_bytes")
 OF_THE_RUN = ("config", "interval_seconds")  # what a checkpoint holds of the run and not of what it has learned
 SMALL = (
-    "--input.resize", "82", "--input.crop", "75", "--input.threads", "1", "--train.global-batch", "8", "--train.bn-batch", "8",
-    "--train.amp", "fp32", "--log.every", "3", "--checkpoint.steps", "4",
+    "--input.resize", "82", "--input.crop", "75", "--input.threads", "1", "--train.global-batch", "4", "--train.bn-batch", "4",
+    "--train.amp", "fp32", "--log.every", "3", "--checkpoint.steps", "8", "--checkpoint.keep", "1",
 )  # fmt: skip
 END_SECONDS = 300.0  # in which all processes of a killed run have to be gone
 

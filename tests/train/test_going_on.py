@@ -158,17 +158,6 @@ def test_stopped_after_a_step_it_goes_on_to_the_same_bits(undisturbed, trainer, 
     assert_same_end(run, undisturbed[0])
 
 
-def test_killed_it_goes_on_from_its_last_checkpoint_to_the_same_bits(undisturbed, trainer, tmp_path):
-    run = tmp_path / "run"
-    for step in (4, 7):
-        process = trainer.start(run, "--checkpoint.steps", "3", "--log.every", "1")
-        wait_for_line(run, f'"step": {step},', process)
-        process.kill()
-        process.communicate()
-    assert_done(trainer(run))
-    assert_same_end(run, undisturbed[0])
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_it_saves_says_so_and_goes_on(undisturbed, trainer, tmp_path, number):
     run = tmp_path / "run"
