@@ -91,3 +91,17 @@ def test_signals_to_one_rank_or_node_and_a_killed_launcher_change_no_bit(command
     codes, said = ended(start_nodes(*command(run)))
     assert codes == [0, 0], said
     assert_same_end(run, calm)
+
+
+def test_a_rank_that_hangs_ends_the_run_with_a_sentence(command, tmp_path):
+    run = tmp_path / "run"
+    ranks = start_ranks(2, *command(run), "--train.timeout", "0.2")
+    wait_for_line(run, '"step": 2,', ranks[0])
+    ranks[1].send_signal(signal.SIGSTOP)
+    (code,), (said,) = ended(ranks[:1])
+    ranks[1].kill()
+    ranks[1].communicate()
+    assert code == 75, said
+    assert said.startswith("fastirv2.train: no progress for 0.2 minutes (--train.timeout): rank 1 silent since ")
+    assert "; rank 0 waiting after step " in said
+    assert said.endswith("; the same command goes on from the last checkpoint\n")
