@@ -19,9 +19,7 @@ _DYING = 0.95  # share of zeros before the pool
 
 
 def log_interval(run: Run, rate: float) -> None:
-    """Write and show what the steps since the last line amounted to. Every rank calls this; the counts are read here.
-
-    """
+    """Write and show what the steps since the last line amounted to. Every rank calls this; the counts are read here."""
     sums = run.engine.train_counts.take()
     skipped = run.engine.gate.take_skipped()
     seconds = time.perf_counter() - run.interval - run.paused

@@ -138,7 +138,7 @@ class Engine:
         self._dropouts = [module for module in self.model.modules() if isinstance(module, Dropout)]
         self._pools = [module for module in self.model.modules() if isinstance(module, GlobalPool)]
         self._place = process.rank * accumulation  # of this rank's first pass in the global batch, in passes
-        self.parallel = self.model if process.world == 1 else _data_parallel(self.model, process)
+        self.parallel = self.model if process.world == 1 else _data_parallel(self.model, process, static=accumulation == 1)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context that forward passes run in."""
@@ -237,10 +237,13 @@ class Engine:
         return all_finite(list(self.model.parameters()))
 
 
-def _data_parallel(model: nn.Module, process: Process) -> DistributedDataParallel:
-    """Wrap the model; gradients live in the buckets, and running statistics are ours to average, not broadcast every step."""
+def _data_parallel(model: nn.Module, process: Process, *, static: bool) -> DistributedDataParallel:
+    """Wrap the model; gradients live in the buckets, and running statistics are ours to average, not broadcast every step.
+
+    `static` says that every pass has its gradients averaged, in which case what depends on what is looked up once.
+    """
     devices = [process.device] if process.device.type == "cuda" else None
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # in torch 2.13
     buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **buffers)
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, static_graph=static, **buffers)
 

@@ -47,7 +47,7 @@ class Watchdog:
         self._seconds = 60 * minutes or math.inf
         self._tick = min(1.0, self._seconds / 30)
         self._rank, self._world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self._launcher = _launcher() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         self._words = Words()
         self._beats, self._idle, self._signs = 0, 0.0, 0
         self._main = threading.main_thread().ident
@@ -170,6 +170,19 @@ class Watchdog:
         if speaks is None:  # the store is gone; if it answered before, its host has just ended, and has said it
             speaks = len(first) == 1
         self.end(sentence if speaks else "", StoppedError.exit_code if trained else HUNG_AT_START)
+
+
+def _launcher() -> int:
+    """Return the process that torchrun is, or -1 when it has died already.
+
+    A process whose parent has died is adopted by another one: init or a supervisor, none of them Python, as torchrun is.
+    """
+    parent = os.getppid()
+    try:
+        program = Path(os.readlink(f"/proc/{parent}/exe")).name
+    except OSError:  # somebody else's process; whether it is torchrun cannot be known
+        return parent
+    return parent if program.startswith(("python", "pypy")) or not Path(sys.executable).name.startswith("python") else -1
 
 
 def account(first: dict[int, Sign], second: dict[int, Sign], world: int) -> str:
