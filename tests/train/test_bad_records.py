@@ -16,19 +16,17 @@ def spoilt(images, tmp_path):
     return copy, copy / "cat/05.jpg"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_it_stops_with_the_state_saved_and_goes_on_without_the_record(trainer, spoilt, tmp_path, ranks):
+def test_it_stops_with_the_state_saved_and_goes_on_without_the_record(trainer, spoilt, tmp_path):
     data, bad = spoilt
     run = tmp_path / "run"
-    stopped = trainer(run, train=data, ranks=ranks)
-    assert_done(stopped, 65) if ranks == 1 else None
+    stopped = trainer(run, train=data, ranks=2)
     assert f"fastirv2.train: {bad} cannot be decoded (it is no image); " in stopped.stderr
     assert stopped.stderr.count("cannot be decoded") == 1
     assert "--data.on-bad skip" in stopped.stderr
     step = latest(run)["step"]
     assert 0 < step < 9
 
-    done = trainer(run, "--data.on-bad", "skip", train=data, ranks=ranks)
+    done = trainer(run, "--data.on-bad", "skip", train=data, ranks=2)
     assert_done(done)
     assert f"going on after step {step}" in done.stdout
     assert [line["step"] for line in metrics(run, "train")] == list(range(1, 10))

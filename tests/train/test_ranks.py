@@ -19,17 +19,6 @@ def floats(state):
     return {name: value for name, value in state["model"].items() if value.is_floating_point()}
 
 
-def gradients(run):
-    """After one step without weight decay the momentum buffers hold the gradients, in the order of the parameters."""
-    states = latest(run)["optimizer"]["state"]
-    return [states[number]["momentum_buffer"].double() for number in range(len(states))]
-
-
-def distance(ours, theirs):
-    ours, theirs = (torch.cat([g.flatten() for g in gradients]) for gradients in (ours, theirs))
-    return float((ours - theirs).norm() / theirs.norm())
-
-
 def assert_the_same_weights(one, two, steps):
     one, two = latest(one), latest(two)
     assert one["step"] == two["step"] == steps
@@ -53,26 +42,6 @@ def test_in_float64_five_steps_on_two_ranks_are_those_on_one(trainer, tmp_path, 
     assert_the_same_weights(tmp_path / "1", tmp_path / "2", 5)
 
 
-def test_the_first_loss_and_gradients_on_two_ranks_are_those_on_one(trainer, tmp_path):
-    """To the last digits in float64; in float32 the loss and the last layer's gradients agree to 1e-4.
-
-    Deeper gradients cannot agree so closely in float32: at random weights this network turns rounding errors into
-    differences of 1e-3 and more from float64, on one rank as well. So there two ranks must lie as near to float64 as one.
-    """
-    options = ("--model.dropout", "0", "--train.stop-after", "1", "--optimizer.weight-decay", "0")
-    runs = {(amp, ranks): tmp_path / f"{amp}-{ranks}" for amp in ("fp64", "fp32") for ranks in (1, 2)}
-    for (amp, ranks), run in runs.items():
-        assert_done(trainer(run, *options, "--train.amp", amp, ranks=ranks))
-    losses = {key: metrics(run, "train")[0]["loss"] for key, run in runs.items()}
-    found = {key: gradients(run) for key, run in runs.items()}
-    assert abs(losses["fp64", 2] / losses["fp64", 1] - 1) < 1e-12
-    assert distance(found["fp64", 2], found["fp64", 1]) < 1e-11
-    assert abs(losses["fp32", 2] / losses["fp32", 1] - 1) < 1e-4
-    assert distance(found["fp32", 2][-2:], found["fp32", 1][-2:]) < 1e-4
-    assert distance(found["fp32", 2], found["fp64", 1]) < 0.03
-    assert distance(found["fp32", 1], found["fp64", 1]) < 0.03
-
-
 def test_a_run_begun_on_two_ranks_goes_on_on_one_and_every_image_is_validated_once(trainer, tmp_path):
     run = tmp_path / "run"
     assert_done(trainer(run, "--train.stop-after", "4", ranks=2))
@@ -84,7 +53,7 @@ def test_a_run_begun_on_two_ranks_goes_on_on_one_and_every_image_is_validated_on
     assert sum(line["images"] for line in metrics(run, "train")) == 9 * 8
 
 
-def test_validation_of_103_images_counts_the_same_on_any_number_of_ranks(trainer, images, tmp_path):
+def test_validation_of_103_images_counts_the_same_on_three_ranks(trainer, images, tmp_path):
     """With nothing learned (a rate too small to change a weight's bits) the counts depend on the images alone."""
     files = sorted(images.rglob("*.jpg"))
     for name, count in (("train", 12), ("val", 103)):
@@ -93,9 +62,9 @@ def test_validation_of_103_images_counts_the_same_on_any_number_of_ranks(trainer
     options = ("--schedule.rate", "1e-30", "--optimizer.weight-decay", "0", "--train.epochs", "1", "--train.amp", "fp64")
     batches = ("--train.global-batch", "12", "--train.bn-batch", "12")
     lists = {"train": tmp_path / "train", "val": tmp_path / "val"}
-    for ranks in (1, 2, 3, 4):
+    for ranks in (1, 3):
         assert_done(trainer(tmp_path / f"{ranks}", *options, *batches, ranks=ranks, **lists))
-    found = [metrics(tmp_path / f"{ranks}", "val")[0] for ranks in (1, 2, 3, 4)]
+    found = [metrics(tmp_path / f"{ranks}", "val")[0] for ranks in (1, 3)]
     assert {line["images"] for line in found} == {103}
     assert len({(line["top1_correct"], line["top5_correct"]) for line in found}) == 1
 
@@ -133,10 +102,9 @@ def test_an_image_that_one_rank_cannot_decode_ends_all_with_one_sentence(trainer
     assert "fastirv2/training" not in refused.stderr
 
 
-@pytest.mark.parametrize("sync_bn", ["off", "local"])
-def test_what_two_ranks_validate_is_the_network_of_the_checkpoint(trainer, tmp_path, sync_bn):
+def test_what_two_ranks_validate_is_the_network_of_the_checkpoint(trainer, tmp_path):
     """Each rank normalises alone, so their running statistics differ until they are united."""
-    options = ("--train.sync-bn", sync_bn, "--train.epochs", "1", "--train.amp", "fp64", "--schedule.rate", "0.001")
+    options = ("--train.sync-bn", "local", "--train.epochs", "1", "--train.amp", "fp64", "--schedule.rate", "0.001")
     assert_done(trainer(tmp_path / "run", *options, ranks=2))
     (line,) = metrics(tmp_path / "run", "val")
     model = models.create("paper", 2).double().eval()
