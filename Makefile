@@ -65,6 +65,7 @@ soak: $(READY)
 	$(BIN)/python tools/soak.py --what build --json build/soak_build.json
 	$(BIN)/python tools/soak.py --json build/soak_train.json
 	RECIPE_STEPS=20 $(BIN)/python -m pytest tests/train/test_every_recipe.py
+	$(BIN)/python -m pytest -m soak
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist fastirv2.egg-info .pytest_cache .ruff_cache .hypothesis

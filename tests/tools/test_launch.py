@@ -34,6 +34,7 @@ def running(job):
     return [int(line) for line in lines if line != "trains"]
 
 
+@pytest.mark.soak
 def test_a_rank_that_is_killed_is_started_again_and_one_that_a_signal_stopped_is_not(job):
     first = running(job)
     os.kill(first[1], signal.SIGKILL)

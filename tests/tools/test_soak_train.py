@@ -16,6 +16,7 @@ sys.path.insert(0, str(TOOLS))
 import soak_train
 
 
+@pytest.mark.soak
 def test_killed_runs_of_60_steps_on_two_ranks_end_as_an_undisturbed_one(file_list, tmp_path):
     lines = [f"{file_list.parent}/{line}\n" for line in file_list.read_text().splitlines()]
     for name, times in (("train", 5), ("val", 1)):  # two epochs

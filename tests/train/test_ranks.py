@@ -32,8 +32,10 @@ FIVE = ("--train.amp", "fp64", "--train.global-batch", "16", "--schedule.warmup-
 
 @pytest.mark.parametrize(
     ("both", "two"),
-    [(("--train.bn-batch", "16"), ()), (("--train.bn-batch", "8"), ("--train.sync-bn", "local"))],
-    ids=["shared", "local"],
+    [
+        pytest.param(("--train.bn-batch", "16"), (), id="shared"),
+        pytest.param(("--train.bn-batch", "8"), ("--train.sync-bn", "local"), id="local", marks=pytest.mark.soak),
+    ],
 )
 def test_in_float64_five_steps_on_two_ranks_are_those_on_one(trainer, tmp_path, both, two):
     """With dropout, whose masks are the samples' own, and statistics over all 16 images, or over 8 and 8."""

@@ -93,6 +93,7 @@ def test_signals_to_one_rank_or_node_and_a_killed_launcher_change_no_bit(command
     assert_same_end(run, calm)
 
 
+@pytest.mark.soak
 def test_a_rank_that_hangs_ends_the_run_with_a_sentence(command, tmp_path):
     run = tmp_path / "run"
     ranks = start_ranks(2, *command(run), "--train.timeout", "0.2")

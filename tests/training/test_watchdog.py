@@ -46,6 +46,7 @@ def test_a_rank_whose_work_hangs_is_told_from_those_that_wait_for_it():
     assert "rank 1 waiting after step 5, in errors.py:" in line
 
 
+@pytest.mark.soak
 def test_a_run_that_hangs_before_its_first_step_is_not_to_be_tried_again_by_itself():
     (rank,) = start_ranks(1, *SCRIPT, "0.01", "0")
     _, said = rank.communicate(timeout=120)
@@ -54,6 +55,7 @@ def test_a_run_that_hangs_before_its_first_step_is_not_to_be_tried_again_by_itse
     assert said.endswith("; can the hosts reach each other?\n")
 
 
+@pytest.mark.soak
 def test_a_job_that_was_suspended_for_longer_than_the_timeout_goes_on():
     (rank,) = start_ranks(1, *SCRIPT, "0.03", "9999")
     until(rank, "trains")
