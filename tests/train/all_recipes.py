@@ -8,7 +8,7 @@ from pathlib import Path
 from fastirv2 import train
 from fastirv2.config import recipe_names
 
-STEPS, BATCH = int(os.environ.get("RECIPE_STEPS", "3")), 2  # `make soak` takes 20
+STEPS, BATCH = int(os.environ.get("RECIPE_STEPS", "6")), 2  # `make soak` takes 20
 SMALL = {"input.crop": 75, "input.resize": 82, "input.threads": 1, "train.amp": "fp32", "train.epochs": 1, "log.every": 1}
 SMALL |= {"train.global-batch": BATCH, "train.bn-batch": BATCH}
 
