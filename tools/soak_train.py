@@ -1,7 +1,7 @@
 """A training run on several ranks, one of which, or torchrun itself, is killed by SIGKILL at random moments, again and again.
 
-Killed anywhere, the command is given again until the run ends; then its weights, optimizer and metrics are held against those
-of a run that nobody disturbed, bit by bit. Runs are begun anew until all kills are spent.
+Killed anywhere, the command is given again until the run ends; then its weights, their averages, optimizer and metrics are held
+against those of a run that nobody disturbed, bit by bit. Runs are begun anew until all kills are spent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLOCK = ("time", "seconds", "images_per_second", "data_wait_share", "data_wait_r
 OF_THE_RUN = ("config", "interval_seconds")  # what a checkpoint holds of the run and not of what it has learned
 SMALL = (
     "--input.resize", "82", "--input.crop", "75", "--input.threads", "1", "--train.global-batch", "4", "--train.bn-batch", "4",
-    "--train.amp", "fp32", "--log.every", "3", "--checkpoint.steps", "8", "--checkpoint.keep", "1",
+    "--train.amp", "fp32", "--ema.decay", "0.99", "--log.every", "3", "--checkpoint.steps", "8", "--checkpoint.keep", "1",
 )  # fmt: skip
 END_SECONDS = 300.0  # in which all processes of a killed run have to be gone
 
