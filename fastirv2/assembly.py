@@ -22,6 +22,7 @@ from fastirv2.report.machine import device_name
 from fastirv2.report.reporter import Reporter
 from fastirv2.report.utilisation import Utilisation, peak_tflops, utilisation
 from fastirv2.training.distributed import Agreement, Process, neighbours
+from fastirv2.training.ema import for_run as averaging
 from fastirv2.training.engine import NORMALISE, Engine, choose_precision
 from fastirv2.training.optim import create_optimizer
 from fastirv2.training.plan import Plan, make_plan
@@ -114,7 +115,7 @@ def build(
         normalise=normalise,
         label_smoothing=config.train.label_smoothing,
         clip=config.optimizer.clip,
-        ema=config.ema,
+        ema=averaging(config.ema, global_batch=plan.global_batch, batch=config.schedule.batch),
     )
     order = partial(
         TrainOrder,

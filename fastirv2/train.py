@@ -30,6 +30,7 @@ from fastirv2.training.distributed import (
     leave,
     together,
 )
+from fastirv2.training.ema import describe_averaging
 from fastirv2.training.engine import choose_precision
 from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import set_rate
@@ -124,8 +125,9 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
     )
     rate = learning_rate(1, config.schedule), learning_rate(plan.total_steps, config.schedule)
     console.say(f"learning rate {rate[0]:.3g} at the first step, {rate[1]:.3g} at the last")
-    if scaled := describe_scaling(config.schedule):
-        console.say(scaled)
+    averaged = describe_averaging(config.ema, global_batch=plan.global_batch, batch=config.schedule.batch)
+    for changed in filter(None, (describe_scaling(config.schedule), averaged)):
+        console.say(changed)
     for warning in prepared.warnings:
         console.warn(warning)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,11 +20,31 @@ class EmaConfig:
     """The running average of weights and normalisation statistics."""
 
     decay: float = 0.0
-    """Share of the average that a step keeps, such as 0.9999 (the first steps keep less); 0: no average."""
+    """Share of the average that a step of schedule.batch images keeps, such as 0.9999 (the first steps keep less); 0: no
+    average."""
+    scaling: Literal["images", "none"] = "images"
+    """How the decay follows another global batch: so that the average spans as many images (images), or steps (none)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise UsageError(f"ema: decay must be 0, for none, or lie between 0 and 1; got {self.decay}")
+
+
+def for_run(config: EmaConfig, *, global_batch: int, batch: int) -> EmaConfig:
+    """Return what a run with this global batch averages by, where the decay is given for steps of `batch` images.
+
+    decay^(global_batch / batch) halves a weight's share in the average over as many images as before (Busbridge et al. 2023,
+    arXiv 2307.13813, definition 1.2).
+    """
+    return config if config.scaling == "none" else replace(config, decay=config.decay ** (global_batch / batch))
+
+
+def describe_averaging(config: EmaConfig, *, global_batch: int, batch: int) -> str:
+    """Say how the run's global batch changes the decay; "" where it does not."""
+    decay = for_run(config, global_batch=global_batch, batch=batch).decay
+    if decay == config.decay:
+        return ""
+    return f"weights averaged with decay {decay:.6g} a step instead of {config.decay:g}: over as many images as the recipe does"
 
 
 class Ema:

@@ -36,6 +36,8 @@ def test_a_recipe_trains(runs, name):
     weights = ["raw", "ema"] if config.ema.decay else ["raw"]
     assert [(line["weights"], line["images"]) for line in validated] == [(each, 4) for each in weights]
     assert f"instead of the recipe's {schedule.batch}" in process.stdout
+    averaged = f"a step instead of {config.ema.decay:g}: over as many images as the recipe does"
+    assert (averaged in process.stdout) is (config.ema.decay > 0)
 
 
 def test_all_of_them_end_well(runs):

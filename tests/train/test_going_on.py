@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
+from fastirv2 import models
 from fastirv2.files import tomllib
 from tests.train.conftest import assert_done, latest, learned, metrics, wait_for_line
 
@@ -140,14 +142,38 @@ def test_its_config_is_a_recipe(undisturbed, trainer, tmp_path):
     assert "is done" in done.stdout
 
 
-def test_stopped_after_a_step_it_says_so_and_has_nothing_more_to_do(trainer, tmp_path):
-    run = tmp_path / "run"
-    first, second = (trainer(run, "--train.stop-after", "1") for _ in range(2))
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory, lmdb_folder):
+    """A run stopped after its first step, of twice the batch that its recipe is for; it averages its weights."""
+    from tests.train.conftest import RECIPE, Trainer
+
+    folder = tmp_path_factory.mktemp("one_step")
+    (folder / "small.toml").write_text(RECIPE + "[ema]\ndecay = 0.3\n")
+    trainer = Trainer(folder / "small.toml", lmdb_folder)
+    command = partial(trainer, folder / "run", "--schedule.batch", "4", "--train.stop-after", "1")
+    first = command()
     assert_done(first)
-    assert "stopped after step 1, as asked" in first.stdout
-    assert_done(second)
-    assert "stands after step 1: --train.stop-after 1 leaves nothing to do" in second.stdout
+    return folder / "run", first.stdout, command
+
+
+def test_stopped_after_a_step_it_says_so_and_has_nothing_more_to_do(one_step):
+    run, said, command = one_step
+    assert "stopped after step 1, as asked" in said
+    again = command()
+    assert_done(again)
+    assert "stands after step 1: --train.stop-after 1 leaves nothing to do" in again.stdout
     assert latest(run)["step"] == 1
+
+
+def test_weights_are_averaged_over_as_many_images_as_the_recipe_does(one_step):
+    run, said, _ = one_step
+    assert "weights averaged with decay 0.09 a step instead of 0.3" in said
+    state = latest(run)
+    torch.manual_seed(0)
+    for name, before in models.create("paper", 2).state_dict().items():
+        if before.is_floating_point():
+            after, average = state["model"][name], state["ema"]["weights"][name]
+            torch.testing.assert_close(average, 0.09 * before + 0.91 * after, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_stopped_after_a_step_it_goes_on_to_the_same_bits(undisturbed, trainer, tmp_path):

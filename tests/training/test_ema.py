@@ -7,7 +7,7 @@ from torch import nn
 
 from fastirv2.errors import UsageError
 from fastirv2.models.layers import ConvNorm
-from fastirv2.training.ema import Ema, EmaConfig
+from fastirv2.training.ema import Ema, EmaConfig, describe_averaging, for_run
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 NAN = float("nan")
@@ -148,6 +148,32 @@ def test_an_update_and_an_exchange_never_wait_for_the_gpu():
         ema.exchange()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_four_times_the_batch_forgets_in_a_step_what_four_steps_forgot():
+    small = EmaConfig(decay=0.9)
+    large = for_run(small, global_batch=256, batch=64)
+    averages = []
+    for config, steps in ((small, 4), (large, 1)):
+        model = network()
+        ema = Ema(model, config)
+        ema.updates.fill_(1000)  # beyond the first steps, which keep less
+        move(model, np.random.default_rng(0))
+        for _ in range(steps):
+            ema.update()
+        averages.append(ema.state_dict()["weights"])
+    for name, average in averages[0].items():
+        torch.testing.assert_close(averages[1][name], average, rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_can_say_how_its_batch_changes_the_decay():
+    said = describe_averaging(EmaConfig(decay=0.9999), global_batch=512, batch=640)
+    assert said == "weights averaged with decay 0.99992 a step instead of 0.9999: over as many images as the recipe does"
+    for unchanged in ({"decay": 0.9999, "scaling": "none"}, {}):
+        config = EmaConfig(**unchanged)
+        assert describe_averaging(config, global_batch=512, batch=640) == ""
+        assert for_run(config, global_batch=512, batch=640) == config
+    assert describe_averaging(EmaConfig(decay=0.9999), global_batch=640, batch=640) == ""
 
 
 @pytest.mark.parametrize("wrong", [1.0, -0.1, NAN])

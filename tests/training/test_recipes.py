@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fastirv2.config import list_recipes, read_recipe, recipe_names
+from fastirv2.config import RECIPES, list_recipes, read_recipe, recipe_names
+from fastirv2.files import tomllib
 from fastirv2.training.plan import make_plan
 from fastirv2.training.schedule import for_run, learning_rate
 
@@ -55,7 +56,9 @@ def test_a_recipe_says_what_its_source_says(name):
 def test_a_recipe_gives_its_rates_for_its_own_batch_and_scales_them_for_another(name):
     config, texts = read_recipe(name)
     assert config.schedule.batch == config.train.global_batch
-    assert config.schedule.scaling == "linear"
+    table = tomllib.loads((RECIPES / f"{name}.toml").read_text())  # where the rules are written, for whoever reads it
+    assert table["schedule"]["scaling"] == config.schedule.scaling == "linear"
+    assert table.get("ema", {"scaling": "images"})["scaling"] == config.ema.scaling == "images"
     assert texts.keys() >= {"about", "published"}
 
 
