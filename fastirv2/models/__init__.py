@@ -10,6 +10,9 @@ from torch import nn
 from fastirv2.errors import UsageError, nearest
 from fastirv2.models.paper import Paper
 from fastirv2.models.slim import Slim
+from fastirv2.models.weights import load_weights
+
+__all__ = ["ARCHITECTURES", "SMALLEST_INPUT", "ModelConfig", "create", "load_weights"]
 
 SMALLEST_INPUT = 75  # pixels a side: below it a reduction has nothing left to reduce
 ARCHITECTURES: dict[str, type[nn.Module]] = {"paper": Paper, "slim": Slim}

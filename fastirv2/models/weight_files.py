@@ -1,0 +1,124 @@
+"""Files of weights, read so that no code in them ever runs: checkpoints of ours, torch's state dicts, safetensors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fastirv2.errors import DataError, UsageError
+
+Which = Literal["auto", "raw", "ema"]
+Tensors = dict[str, torch.Tensor]
+
+_WRAPPERS = ("state_dict", "model")  # what other trainers keep a state dict under
+_PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file of weights holds.
+
+    `tensors` are under the names that the file has for them, `about` is what it says of them besides: the rest of a
+    checkpoint of ours, or the texts in a safetensors file's header. `which` is "raw" or "ema" where the file knows it.
+    """
+
+    path: Path
+    tensors: Tensors
+    about: dict[str, Any] = field(default_factory=dict)
+    which: str = ""
+
+
+def find_file(path: str | os.PathLike[str]) -> Path:
+    """Return the file that a path means: of a run folder its best checkpoint, or its latest while none is the best.
+
+    Raises:
+        DataError: there is no such file, or no checkpoint in the folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / "checkpoints" / name for name in ("best.pt", "latest.pt")]
+        file = next((file for file in found if file.exists()), None)
+        if file is None:
+            raise DataError(f"{path} is a folder without checkpoints/best.pt: give a run folder, or a file of weights")
+        return file
+    if not path.exists():
+        raise DataError(f"{path} does not exist: there are no weights to read")
+    return path
+
+
+def read_contents(path: str | os.PathLike[str], weights: Which = "auto") -> Contents:
+    """Read what a run folder or a file holds, onto the CPU.
+
+    `weights` chooses between a checkpoint's own ("raw") and their running averages ("ema"); "auto" takes the averages where
+    there are any, since it is they that a run then calls its best by.
+
+    Raises:
+        DataError: the file is missing, damaged, no file of weights, or holds objects whose loading could run code.
+        UsageError: averages are asked for and the file has none.
+    """
+    file = find_file(path)
+    contents = _of_safetensors(file) if file.suffix == ".safetensors" else _of_pickle(file, weights)
+    if weights != "auto" and contents.which not in ("", weights):
+        raise UsageError(f"{file} holds {contents.which} weights alone, not {weights} ones")
+    return contents
+
+
+def _of_safetensors(file: Path) -> Contents:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return Contents(file, {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {}))  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file} cannot be read as safetensors ({_first_line(error)})") from error
+
+
+def _of_pickle(file: Path, weights: Which) -> Contents:
+    state = _unpickled(file)
+    if isinstance(state, dict) and "format" in state and isinstance(state.get("model"), dict):
+        return _of_checkpoint(file, state, weights)
+    for name in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise DataError(f"{file} is no state dict: tensors by name are needed")
+    return Contents(file, {_plain(name): tensor for name, tensor in state.items()})
+
+
+def _of_checkpoint(file: Path, state: dict[str, Any], weights: Which) -> Contents:
+    """Take the weights that are asked for out of a checkpoint of ours."""
+    if weights == "ema" and "ema" not in state:
+        raise UsageError(f"{file} holds no averaged weights: its run kept none (--ema.decay); take raw ones")
+    which = "ema" if "ema" in state and weights != "raw" else "raw"
+    tensors = state["ema"]["weights"] if which == "ema" else state["model"]
+    rest = {name: value for name, value in state.items() if name not in ("model", "ema", "optimizer", "gate")}
+    return Contents(file, dict(tensors), rest, which)
+
+
+def _unpickled(file: Path) -> Any:
+    """Return what torch.save has written; anything but tensors and plain values is refused."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{file} holds more than tensors and plain values, or is no file of weights: it is not loaded, since that could "
+            "run code that comes with it"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch raises anything from EOFError to EINVAL, for a seek before the beginning, if it is cut
+        raise DataError(f"{file} cannot be read as weights ({_first_line(error)})") from error
+
+
+def _plain(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")

@@ -1,0 +1,128 @@
+"""A trained network with what it takes to use it: its classes, the input that it expects, and what is known of its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastirv2.data.samples import InputConfig
+from fastirv2.errors import DataError, UsageError
+from fastirv2.models import create
+from fastirv2.models.weight_files import Contents, Which, read_contents
+from fastirv2.models.weights import architecture_of, classes_of, fitted, put
+
+# What public weights of the slim network are validated with: timm's config for them, crop_pct 0.8975 of 299.
+PUBLIC_INPUT = InputConfig(resize=333, resize_mode="short", crop=299, normalise="unit")
+_ERRORS = ("images", "top1_correct", "top5_correct", "top1_error", "top5_error", "loss")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in evaluation mode on the CPU, in float32, and what is known of it.
+
+    `classes` are names in label order, their numbers where the file has no names; `input` is what images become before the
+    network sees them in validation; `results` holds, as far as the file knows: epoch, step, weights ("raw" or "ema"),
+    images, top1_error, top5_error (percent) and loss of its validation, recipe, train_digest, val_digest; `source` is the
+    file that it was read from.
+    """
+
+    model: nn.Module
+    arch: str
+    classes: list[str]
+    input: InputConfig
+    results: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+def open_trained(path: str | os.PathLike[str], arch: str | None = None, weights: Which = "auto") -> Trained:
+    """Open a trained network.
+
+    Args:
+        path: a run folder (its best), a checkpoint of ours, a safetensors file, or a file of another program that
+            `fastirv2.models.load_weights` reads.
+        arch: "paper" or "slim", for a file that does not say it; None: as its tensors are named.
+        weights: a checkpoint's own weights ("raw") or their running averages ("ema"); "auto": those that its run was
+            validated with, the averages where it has any.
+
+    Raises:
+        DataError: the file is missing or damaged, holds more than tensors and plain values, or does not fit the network.
+        UsageError: the file holds another network than `arch`, or averages are asked for and there are none.
+    """
+    contents = read_contents(path, weights)
+    about = _about(contents)
+    found = about.get("arch") or architecture_of(contents.tensors)
+    if arch and found and arch != found:
+        raise UsageError(f"{contents.path} holds the {found} network, not {arch}")
+    name = arch or found
+    if not name:
+        raise UsageError(f"{contents.path} does not say which network it holds; give --arch slim or --arch paper")
+    tensors = fitted(contents, classes=None)
+    count = classes_of(tensors)
+    classes = about.get("classes") or []
+    with torch.random.fork_rng(devices=[]):
+        model = create(name, max(count, 1), about.get("dropout", 0.2)).eval()
+    put(model, tensors, str(contents.path))
+    classes = [*classes, *map(str, range(len(classes), count))]
+    return Trained(model, name, classes, about.get("input", PUBLIC_INPUT), about.get("results", {}), str(contents.path))
+
+
+def metadata(trained: Trained) -> dict[str, str]:
+    """Return what a safetensors file's header is to hold so that `open_trained` finds it again: JSON texts by name."""
+    own = asdict(trained.input)
+    about = {"arch": trained.arch, "classes": trained.classes, "input": own, "results": trained.results}
+    return {"format": "pt", **{name: json.dumps(value, ensure_ascii=False) for name, value in about.items()}}
+
+
+def _about(contents: Contents) -> dict[str, Any]:
+    """Return what a file says of its network: arch, dropout, classes, input and results, as far as it does."""
+    about = contents.about
+    if "config" in about:
+        return _of_checkpoint(contents)
+    try:
+        known = {name: json.loads(about[name]) for name in ("arch", "classes", "input", "results") if name in about}
+    except ValueError as error:
+        raise DataError(f"{contents.path} has a header that is none of ours: {error}") from error
+    if "input" in known:
+        known["input"] = _input(known["input"], contents.path)
+    return known
+
+
+def _of_checkpoint(contents: Contents) -> dict[str, Any]:
+    state, config = contents.about, contents.about["config"]
+    data = config.get("data", {})
+    results = {"epoch": state["best_epoch"], "step": state["step"], "weights": contents.which, "recipe": config.get("recipe")}
+    results |= {name: data[name] for name in ("train_digest", "val_digest") if name in data}
+    if state["step"] == state["best_step"]:
+        results["top1_error"] = state["best_error"]
+    else:
+        del results["epoch"]
+    results |= _validated(contents.path.parent.parent / "metrics.jsonl", state["step"], contents.which)
+    return {
+        "arch": config["model"]["arch"], "dropout": config["model"]["dropout"], "classes": state["classes"],
+        "input": _input(config["input"], contents.path), "results": results,
+    }  # fmt: skip
+
+
+def _validated(log: Path, step: int, which: str) -> dict[str, Any]:
+    """Return the errors that a run's log has for these weights of this step; nothing where there is no such log."""
+    try:
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+    except (OSError, ValueError):
+        return {}
+    wanted = {"kind": "val", "step": step, "weights": which}
+    line = next((line for line in reversed(lines) if {name: line.get(name) for name in wanted} == wanted), {})
+    return {name: line[name] for name in ("epoch", *_ERRORS) if name in line}
+
+
+def _input(table: dict[str, Any], path: Path) -> InputConfig:
+    """Make the input's configuration of the table that a file holds."""
+    unknown = table.keys() - {each.name for each in fields(InputConfig)}
+    if unknown:
+        raise DataError(f"{path} is of a newer version: its input has '{min(unknown)}', which this one does not know")
+    return InputConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in table.items()})
