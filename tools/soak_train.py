@@ -113,8 +113,8 @@ def compare(calm: Path, disturbed: Path) -> dict[str, int]:
         for name in OF_THE_RUN:
             state.pop(name, None)
     different = [*differences(states[0], states[1], "state"), *(["metrics.jsonl"] if lines[0] != lines[1] else [])]
-    steps = Counter((line["kind"], line["step"]) for line in lines[1])
-    different += [f"{kind} lines of step {step}: {count}" for (kind, step), count in steps.items() if count > 1]
+    steps = Counter((line["kind"], line["step"], line.get("weights")) for line in lines[1])
+    different += [f"{kind} lines of step {step}: {count}" for (kind, step, _), count in steps.items() if count > 1]
     if different:
         raise DataError(f"a run that was killed and went on differs from an undisturbed one in {', '.join(different[:5])}")
     return {"lines": len(lines[0]), "tensors": count_tensors(states[0])}

@@ -39,12 +39,13 @@ def runs(tmp_path):
         state = {"model": {"weight": torch.arange(4.0)}, "optimizer": [torch.ones(2)], "interval_seconds": clock, "step": 2}
         torch.save(state, tmp_path / name / "checkpoints/latest.pt")
         lines = [{"kind": "begin", "step": int(clock)}, *({"kind": "train", "step": step, "time": clock} for step in (1, 2))]
+        lines += [{"kind": "val", "step": 2, "weights": weights} for weights in ("raw", "ema")]
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path / "calm", tmp_path / "other"
 
 
 def test_the_clock_is_no_difference(runs):
-    assert soak_train.compare(*runs) == {"lines": 2, "tensors": 2}
+    assert soak_train.compare(*runs) == {"lines": 4, "tensors": 2}
 
 
 def test_a_bit_of_a_weight_and_a_step_that_is_logged_twice_are_differences(runs, tmp_path):
