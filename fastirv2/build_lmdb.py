@@ -139,7 +139,7 @@ def build(options: Options) -> str:
         if not (folder / "dataset.json").exists():
             workers = options.workers or available_cpus()
             fill(folder, source, order, Preparer(resize, options.quality), workers, options.max_bad)
-            write_dataset(folder, source.classes, settings)
+            write_dataset(folder, source.classes, settings, (source.names[position] for position in order))
         publish(out)
     return print_summary(out, time.monotonic() - begun)
 

@@ -27,7 +27,7 @@ from fastirv2.errors import DataError
 from fastirv2.host import available_cpus
 
 TOOLS = Path(__file__).resolve().parent
-EQUAL = ("index.npy", "rejected.jsonl")
+EQUAL = ("index.npy", "names.jsonl", "rejected.jsonl")
 SIDE = 64  # pixels of the images before --resize
 END_SECONDS = 60  # within which a stopped build and all its processes must have ended
 STOPPED = 75

@@ -74,6 +74,7 @@ def check(path: Path, *, decode: bool = False, workers: int = 1) -> str:
             f"{dataset['digest'][:12]}…); --decode may name the image; {_MEND}"
         )
     _check_totals(path, index, dataset)
+    _check_names(path, dataset)
     _check_lookups(path, meta.entries)
     if decode:
         _decode_all(path, index, workers)
@@ -184,6 +185,19 @@ def _check_totals(path: Path, index: np.ndarray, dataset: dict[str, Any]) -> Non
     if per_class != dataset["images_per_class"]:
         raise DataError(f"{path}: images_per_class in dataset.json is not what the records hold; {_MEND}")
     _compare(path, "dataset.json", dataset["data_bytes"], "index.npy", int(index["length"].sum(dtype=np.int64)), "image bytes")
+
+
+def _check_names(path: Path, dataset: dict[str, Any]) -> None:
+    """Make sure that the images' names are those that were built; older builds have none."""
+    file = path / "names.jsonl"
+    if "names_digest" not in dataset:
+        return
+    try:
+        names = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}; {_MEND}") from error
+    if hashlib.sha256(names).hexdigest() != dataset["names_digest"]:
+        raise DataError(f"{file} does not hold the names that were built; {_MEND}")
 
 
 def _check_lookups(path: Path, count: int) -> None:

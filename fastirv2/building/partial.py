@@ -19,7 +19,7 @@ from fastirv2.errors import DataError
 from fastirv2.files import HeldError, hold, sync_folder, write_file
 
 _OPTIONS = {"resize": "--resize", "quality": "--quality", "seed": "--seed", "limit": "--limit", "part": "--part"}
-_FINISHED = {"data.mdb", "lock.mdb", "index.npy", "dataset.json", "rejected.jsonl"}
+_FINISHED = {"data.mdb", "lock.mdb", "index.npy", "names.jsonl", "dataset.json", "rejected.jsonl"}
 
 
 def partial_folder(out: Path) -> Path:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -146,10 +146,11 @@ def read_journal(folder: Path) -> np.ndarray:
     return np.memmap(folder / "journal", ROW, "r", shape=(count,)) if count else np.empty(0, ROW)
 
 
-def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """Write index.npy and then dataset.json for the finished data.mdb in `folder`, and return what dataset.json says.
+def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Write index.npy, names.jsonl and then dataset.json for the finished data.mdb in `folder`; return what the last says.
 
-    `settings` (resize, quality, seed, part and what else tells one build from another) is stored with it.
+    `settings` (resize, quality, seed, part and what else tells one build from another) is stored with it; `names` are those
+    of all the images that the writer was given, in order.
     """
     _pad(folder / "data.mdb")
     rows = read_journal(folder)
@@ -159,6 +160,8 @@ def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any]) ->
         raise DataError(f"{folder} and its journal differ: remove it to begin anew")
     digest, totals = hashlib.sha256(), np.zeros(len(classes), np.int64)
     write_file(folder / "index.npy", lambda stream: _write_index(stream, folder, rows, extents, digest, totals))
+    names_digest = hashlib.sha256()
+    write_file(folder / "names.jsonl", lambda stream: _write_names(stream, rows, names, names_digest))
     dataset = {
         "format_version": FORMAT_VERSION,
         "count": count,
@@ -168,6 +171,7 @@ def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any]) ->
         "images_per_class": totals.tolist(),
         **{name: settings[name] for name in ("resize", "quality", "seed", "part")},
         "digest": digest.hexdigest(),
+        "names_digest": names_digest.hexdigest(),
         "build": settings,
     }
     text = json.dumps(dataset, indent=1).encode() + b"\n"
@@ -195,6 +199,15 @@ def _write_index(
         stream.write(index.tobytes())
         digest.update(part["digest"].tobytes())
         images_per_class += np.bincount(part["label"], minlength=len(images_per_class))
+
+
+def _write_names(stream: BinaryIO, rows: np.ndarray, names: Iterable[str], digest: Any) -> None:
+    """Write the name of each stored image as a line of JSON, in key order; adds the lines to the digest."""
+    for stored, name in zip(rows["stored"], names, strict=True):
+        if stored:
+            line = json.dumps(name).encode() + b"\n"
+            stream.write(line)
+            digest.update(line)
 
 
 def _stored_rows(rows: np.ndarray) -> Iterator[np.ndarray]:

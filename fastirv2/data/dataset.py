@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -53,6 +53,11 @@ class Records(ABC):
     @abstractmethod
     def data_bytes(self) -> int:
         """Bytes of all images as they are stored."""
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """What the images were called where they came from, by record; None where that is not known."""
+        return None
 
     @abstractmethod
     def read_ahead(self, numbers: np.ndarray) -> None:

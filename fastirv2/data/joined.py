@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
@@ -50,6 +51,12 @@ class JoinedRecords(Records):
     def sizes(self) -> np.ndarray:
         """From the folders' indexes."""
         return self._sizes
+
+    @property
+    def names(self) -> list[str] | None:
+        """The folders' together, where all have them."""
+        parts = [folder.names for folder in self._folders]
+        return None if None in parts else list(itertools.chain.from_iterable(parts))
 
     @property
     def data_bytes(self) -> int:

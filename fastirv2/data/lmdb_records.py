@@ -107,6 +107,21 @@ class LmdbRecords(MappedRecords):
         if self.build is not None and self.build.parts > 1:
             self.warnings = (f"{path} is only part {self.build.part}/{self.build.parts} of the images it was built from",)
 
+    @property
+    def names(self) -> list[str] | None:
+        """From names.jsonl, which LMDBs of older versions lack."""
+        file = Path(self.path) / "names.jsonl"
+        if not file.exists():
+            return None
+        try:
+            names = [json.loads(line) for line in file.read_bytes().splitlines()]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} cannot be read ({error}); copy the folder again or build it anew") from error
+        if len(names) != len(self):
+            counts = f"{len(names):,} names for {len(self):,} records"
+            raise DataError(f"{file} holds {counts}; run fastirv2-build-lmdb --check {self.path}")
+        return names
+
 
 class CaffeRecords(MappedRecords):
     """An LMDB of Datum records that another program wrote, as Caffe's convert_imageset does: encoded images, or raw planes.

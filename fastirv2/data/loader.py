@@ -72,7 +72,7 @@ class Loader:
             prefetch=config.prefetch,
             form=records.form,
             colours=order.colours,
-            interpolation=config.interpolation,
+            interpolation=config.filter,
             whole=self._whole,
             views=order.views,
             hw_decoder_load=config.hw_decoder_load,

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from fastirv2.building.listing import Names
 from fastirv2.building.sources import Source, open_source
 from fastirv2.data.dataset import Records
 from fastirv2.data.file_sizes import read_sizes
@@ -43,6 +44,11 @@ class FileRecords(Records):
         if self._sizes is None:
             self._sizes = read_sizes(lambda number: self._source.place(number).path, len(self), self.digest)
         return self._sizes
+
+    @property
+    def names(self) -> Names:
+        """The files' paths below the data set's folder, or as a list has them."""
+        return self._source.names
 
     @property
     def data_bytes(self) -> int:

@@ -30,6 +30,9 @@ class InputConfig:
     augment: Literal["crop", "area", "resnet", "inception"] = "crop"
     """In training: crop and mirror; area crop and mirror; or area crop, colours, mirror as fb.resnet.torch or TF-slim's
     inception have them."""
+    interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
+    """The filter of the resize, antialiased; auto: as fb.resnet.torch has it, bicubic, where --input.augment is resnet, else
+    bilinear."""
     normalise: Literal["unit", "imagenet"] = "unit"
     """Colours to -1 … 1, or less ImageNet's mean and divided by its standard deviation."""
     sizes: tuple[str, ...] = ()
@@ -56,9 +59,10 @@ class InputConfig:
         self.stages()
 
     @property
-    def interpolation(self) -> Literal["linear", "cubic"]:
-        """The filter that images are resized with: fb.resnet.torch's is bicubic."""
-        return "cubic" if self.augment == "resnet" else "linear"
+    def filter(self) -> Literal["linear", "cubic"]:
+        """The filter that images are resized with, as the graph calls it."""
+        bicubic = self.interpolation == "bicubic" or (self.interpolation == "auto" and self.augment == "resnet")
+        return "cubic" if bicubic else "linear"
 
     def stages(self) -> list[tuple[int, int, int]]:
         """Return (first epoch, resize, crop) of each stage of training, in order; raises UsageError for nonsense."""
@@ -222,7 +226,7 @@ def check_input(records: Records, config: InputConfig, *, training: bool, crops:
         if "x" in stored and config.resize_mode == "short" and not area:
             raise DataError(
                 f"{built}, so that the aspect of its images is lost, which --input.resize-mode short is there to keep; build "
-                "it with --resize none or short:N, or train with --input.resize-mode warp"
+                "it with --resize none or short:N, or take --input.resize-mode warp"
             )
         if "x" in stored and area:
             sentences.append(
@@ -236,7 +240,7 @@ def check_input(records: Records, config: InputConfig, *, training: bool, crops:
             )
         needed = views.scales(config.crop)[-1] if crops == 144 else config.crop if area else config.resize
         if sides and min(sides) < needed:
-            instead = "take 12 crops" if crops == 144 else f"train with a smaller --input.{'crop' if area else 'resize'}"
+            instead = "take 12 crops" if crops == 144 else f"take a smaller --input.{'crop' if area else 'resize'}"
             sentences.append(
                 f"{built}: its images are enlarged to {needed} pixels; build it with at least {needed}, or {instead}"
             )

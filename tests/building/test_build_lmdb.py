@@ -107,7 +107,9 @@ def test_a_reader_of_caffes_field_numbers_takes_every_record(out):
 
 
 def test_the_folder_holds_what_the_contract_names(out):
-    assert {path.name for path in out.iterdir()} == {"data.mdb", "lock.mdb", "index.npy", "dataset.json", "rejected.jsonl"}
+    assert {path.name for path in out.iterdir()} == {
+        "data.mdb", "lock.mdb", "index.npy", "names.jsonl", "dataset.json", "rejected.jsonl"
+    }  # fmt: skip
     assert [path.name for path in out.parent.iterdir()] == ["db"]
     described = dataset(out)
     assert (described["format_version"], described["count"], described["classes"]) == (1, 75, ["ant", "owl", "zebra"])

@@ -50,6 +50,18 @@ def test_a_finished_build_is_whole(finished, decode):
     assert ("every image decodes" in line) == decode
 
 
+def test_names_that_are_not_those_that_were_built_are_found(copy):
+    names = (copy / "names.jsonl").read_text()
+    expected = {f"ant/{number:03}.jpg" for number in range(9)} | {f"owl/{number:03}.jpg" for number in range(7)}
+    assert set(map(json.loads, names.splitlines())) == expected
+    (copy / "names.jsonl").write_text(names.replace("ant", "bee", 1))
+    with pytest.raises(DataError, match=r"names.jsonl does not hold the names that were built"):
+        check(copy)
+    (copy / "names.jsonl").unlink()
+    with pytest.raises(DataError, match=r"names.jsonl cannot be read"):
+        check(copy)
+
+
 def test_the_command_line_answers_with_a_line_and_an_exit_code(copy):
     good = command("--check", copy, "--decode")
     assert (good.returncode, good.stdout.count("\n"), good.stderr) == (0, 1, "")

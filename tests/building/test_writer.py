@@ -108,7 +108,7 @@ def test_index_and_dataset_say_where_and_what_the_images_are(tmp_path):
         writer.add("name", number % 3, result(number, size))
     writer.commit()
     writer.close()
-    dataset = write_dataset(tmp_path, ["a", "b", "c", "d"], SETTINGS)
+    dataset = write_dataset(tmp_path, ["a", "b", "c", "d"], SETTINGS, ["name"] * 6)
     index = np.load(tmp_path / "index.npy")
     data = (tmp_path / "data.mdb").read_bytes()
     for number, (offset, length, label, width, height) in enumerate(index.tolist()):

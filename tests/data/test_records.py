@@ -10,6 +10,7 @@ from fastirv2.data.dataset import check_classes
 from fastirv2.data.lmdb_records import LmdbRecords
 from fastirv2.data.records import FileRecords, open_records
 from fastirv2.errors import DataError
+from tests.conftest import build
 
 
 def contents(records):
@@ -117,6 +118,24 @@ def test_labels_beyond_the_classes(copy):
     about = json.loads((copy / "dataset.json").read_text())
     (copy / "dataset.json").write_text(json.dumps({**about, "classes": ["cat"]}))
     assert "holds the label 1, but names 1 classes" in refusal(copy)
+
+
+def test_every_form_that_was_made_by_us_says_what_an_image_was_called(images, lmdb_folder, file_list, tmp_path):
+    files = {path.read_bytes(): str(path.relative_to(images)) for path in images.rglob("*.jpg")}
+    parts = ",".join(str(build(images, tmp_path / f"part{part}", "--part", f"{part}/2")) for part in (1, 2))
+    for path in (images, lmdb_folder, parts):
+        records = open_records(path)
+        assert list(records.names) == [files[bytes(records[number][0])] for number in range(23)]
+    assert [name.removeprefix("images/") for name in open_records(file_list).names] == list(open_records(images).names)
+
+
+def test_an_lmdb_of_an_older_version_says_no_names_and_too_few_are_refused(copy):
+    text = (copy / "names.jsonl").read_text()
+    (copy / "names.jsonl").write_text(text.partition("\n")[2])
+    with pytest.raises(DataError, match=r"names\.jsonl holds 22 names for 23 records"):
+        _ = open_records(copy).names
+    (copy / "names.jsonl").unlink()
+    assert open_records(copy).names is None
 
 
 def test_different_classes_are_refused_with_the_first_difference(images, tmp_path):

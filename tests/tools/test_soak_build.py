@@ -35,7 +35,7 @@ def test_stopped_builds_end_as_an_undisturbed_one(tmp_path):
 
 def test_another_order_is_a_difference(images, tmp_path):
     calm, other = build(images, tmp_path / "calm"), build(images, tmp_path / "other", "--seed", "1")
-    with pytest.raises(DataError, match=r"in the digest and index\.npy$"):
+    with pytest.raises(DataError, match=r"in the digest and index\.npy and names\.jsonl$"):
         soak_build.compare(calm, other)
 
 

@@ -60,7 +60,7 @@ def copied(tmp_path):
 
 
 def assert_equal(source, copy):
-    for name in ("data.mdb", "dataset.json", "index.npy", "rejected.jsonl"):
+    for name in ("data.mdb", "dataset.json", "index.npy", "names.jsonl", "rejected.jsonl"):
         assert (copy / name).read_bytes() == (source / name).read_bytes()
     ours, theirs = open_records(copy), open_records(source)
     assert [(bytes(ours[i][0]), ours[i][1]) for i in range(len(ours))] == [
@@ -94,7 +94,7 @@ def test_one_process_copies_and_the_others_wait_for_it(tmp_path, lmdb_folder):
     ends = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len({said for said, _ in ends}) == 1
-    assert copied(tmp_path) == ["data.mdb", "dataset.json", "index.npy", "rejected.jsonl"]
+    assert copied(tmp_path) == ["data.mdb", "dataset.json", "index.npy", "names.jsonl", "rejected.jsonl"]
     assert any("waiting for another process" in complained for _, complained in ends)
     assert_equal(lmdb_folder, Path(ends[0][0].strip()))
 
