@@ -15,7 +15,7 @@ from fastirv2.data.samples import InputConfig
 from fastirv2.errors import DataError, UsageError
 from fastirv2.models import create
 from fastirv2.models.weight_files import Contents, Which, read_contents
-from fastirv2.models.weights import architecture_of, classes_of, fitted, put
+from fastirv2.models.weights import architecture_of, classes_of, named, put
 
 # What public weights of the slim network are validated with: timm's config for them, crop_pct 0.8975 of 299.
 PUBLIC_INPUT = InputConfig(resize=333, resize_mode="short", crop=299, normalise="unit")
@@ -62,13 +62,13 @@ def open_trained(path: str | os.PathLike[str], arch: str | None = None, weights:
     name = arch or found
     if not name:
         raise UsageError(f"{contents.path} does not say which network it holds; give --arch slim or --arch paper")
-    tensors = fitted(contents, classes=None)
+    tensors = named(contents, classes=0)
     count = classes_of(tensors)
-    classes = about.get("classes") or []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is written over
         model = create(name, max(count, 1), about.get("dropout", 0.2)).eval()
     put(model, tensors, str(contents.path))
-    classes = [*classes, *map(str, range(len(classes), count))]
+    known = contents.classes or []
+    classes = [*known, *map(str, range(len(known), count))]
     return Trained(model, name, classes, about.get("input", PUBLIC_INPUT), about.get("results", {}), str(contents.path))
 
 
@@ -81,16 +81,12 @@ def metadata(trained: Trained) -> dict[str, str]:
 
 def _about(contents: Contents) -> dict[str, Any]:
     """Return what a file says of its network: arch, dropout, classes, input and results, as far as it does."""
-    about = contents.about
-    if "config" in about:
+    if "config" in contents.about:
         return _of_checkpoint(contents)
-    try:
-        known = {name: json.loads(about[name]) for name in ("arch", "classes", "input", "results") if name in about}
-    except ValueError as error:
-        raise DataError(f"{contents.path} has a header that is none of ours: {error}") from error
-    if "input" in known:
-        known["input"] = _input(known["input"], contents.path)
-    return known
+    about = dict(contents.about)
+    if "input" in about:
+        about["input"] = _input(about["input"], contents.path)
+    return about
 
 
 def _of_checkpoint(contents: Contents) -> dict[str, Any]:
@@ -103,10 +99,8 @@ def _of_checkpoint(contents: Contents) -> dict[str, Any]:
     else:
         del results["epoch"]
     results |= _validated(contents.path.parent.parent / "metrics.jsonl", state["step"], contents.which)
-    return {
-        "arch": config["model"]["arch"], "dropout": config["model"]["dropout"], "classes": state["classes"],
-        "input": _input(config["input"], contents.path), "results": results,
-    }  # fmt: skip
+    model = {"arch": config["model"]["arch"], "dropout": config["model"]["dropout"]}
+    return model | {"input": _input(config["input"], contents.path), "results": results}
 
 
 def _validated(log: Path, step: int, which: str) -> dict[str, Any]:

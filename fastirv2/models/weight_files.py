@@ -1,9 +1,11 @@
-"""Files of weights, read so that no code in them ever runs: checkpoints of ours, torch's state dicts, safetensors."""
+"""Files of weights, read so that no code in them ever runs: checkpoints of ours, torch's state dicts, safetensors, Keras'."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastirv2.errors import DataError, UsageError
+from fastirv2.models.keras import HDF5, WEIGHTS_IN_ARCHIVE, read_keras
 
 Which = Literal["auto", "raw", "ema"]
 Tensors = dict[str, torch.Tensor]
 
+ABOUT = ("arch", "classes", "input", "results")  # what we write into a safetensors file's header, as JSON each
 _WRAPPERS = ("state_dict", "model")  # what other trainers keep a state dict under
 _PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
 
@@ -25,12 +29,14 @@ class Contents:
     """What a file of weights holds.
 
     `tensors` are under the names that the file has for them, `about` is what it says of them besides: the rest of a
-    checkpoint of ours, or the texts in a safetensors file's header. `which` is "raw" or "ema" where the file knows it.
+    checkpoint of ours, or what we have written into a safetensors file's header. `classes` are the names of its classes,
+    None where it is a file of others, which does not say. `which` is "raw" or "ema" where the file knows it.
     """
 
     path: Path
     tensors: Tensors
     about: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] | None = None
     which: str = ""
 
 
@@ -63,18 +69,40 @@ def read_contents(path: str | os.PathLike[str], weights: Which = "auto") -> Cont
         UsageError: averages are asked for and the file has none.
     """
     file = find_file(path)
-    contents = _of_safetensors(file) if file.suffix == ".safetensors" else _of_pickle(file, weights)
+    contents = _read(file, weights)
     if weights != "auto" and contents.which not in ("", weights):
         raise UsageError(f"{file} holds {contents.which} weights alone, not {weights} ones")
     return contents
 
 
+def _read(file: Path, weights: Which) -> Contents:
+    """Read a file by what it begins with, whatever it is called."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(9)
+        if start.startswith(HDF5):
+            return Contents(file, read_keras(file))
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if WEIGHTS_IN_ARCHIVE in archive.namelist():
+                    return Contents(file, read_keras(file))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} cannot be read ({_first_line(error)})") from error
+    if start[8:] == b"{":  # a header's length, and the header
+        return _of_safetensors(file)
+    return _of_pickle(file, weights)
+
+
 def _of_safetensors(file: Path) -> Contents:
     try:
         with safe_open(file, framework="pt") as opened:
-            return Contents(file, {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {}))  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            names, header = list(opened.keys()), opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in names}
+            about = {name: json.loads(header[name]) for name in ABOUT if name in header} if "arch" in header else {}
+    except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{file} cannot be read as safetensors ({_first_line(error)})") from error
+    results = about.get("results", {})
+    return Contents(file, tensors, about, about.get("classes"), results.get("weights", ""))
 
 
 def _of_pickle(file: Path, weights: Which) -> Contents:
@@ -96,7 +124,7 @@ def _of_checkpoint(file: Path, state: dict[str, Any], weights: Which) -> Content
     which = "ema" if "ema" in state and weights != "raw" else "raw"
     tensors = state["ema"]["weights"] if which == "ema" else state["model"]
     rest = {name: value for name, value in state.items() if name not in ("model", "ema", "optimizer", "gate")}
-    return Contents(file, dict(tensors), rest, which)
+    return Contents(file, dict(tensors), rest, list(state["classes"]), which)
 
 
 def _unpickled(file: Path) -> Any:
