@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastirv2.config import Config, Options, as_table, read_recipe
 from fastirv2.data.dataset import Records, check_classes
@@ -16,12 +17,16 @@ from fastirv2.data.records import open_records
 from fastirv2.data.samples import TrainOrder, ValidationOrder, check_input, needs_sizes
 from fastirv2.errors import DataError
 from fastirv2.models import create
+from fastirv2.models.freezing import freeze
 from fastirv2.models.norm import Statistics, share_statistics
+from fastirv2.models.weight_files import Contents, read_contents
+from fastirv2.models.weights import begin_from, check_architecture
 from fastirv2.report.console import Console
 from fastirv2.report.machine import device_name
 from fastirv2.report.reporter import Reporter
 from fastirv2.report.utilisation import Utilisation, peak_tflops, utilisation
-from fastirv2.training.distributed import Agreement, Process, neighbours
+from fastirv2.training.checkpoint import Checkpoints
+from fastirv2.training.distributed import Agreement, Process, neighbours, same_on_all, together
 from fastirv2.training.ema import for_run as averaging
 from fastirv2.training.engine import NORMALISE, Engine, choose_precision
 from fastirv2.training.optim import create_optimizer
@@ -41,6 +46,26 @@ class Prepared:
     val: Records
     table: dict[str, Any]
     warnings: list[str]
+
+
+def read_beginning(options: Options) -> Contents | None:
+    """Read, on every rank, the weights that a run begins from; None where it begins from none, or goes on.
+
+    Raises:
+        DataError: the file cannot be read.
+        UsageError: it holds another network.
+    """
+    config = options.config
+    goes_on = bool(options.out) and not options.fresh and bool(Checkpoints(Path(options.out) / "checkpoints").steps())
+    if not config.train.init_from or same_on_all(goes_on):
+        return None
+
+    def read() -> Contents:
+        contents = read_contents(config.train.init_from)
+        check_architecture(contents, config.model.arch)
+        return contents
+
+    return together(read)
 
 
 def prepare(options: Options, process: Process) -> Prepared:
@@ -99,13 +124,17 @@ def divide(config: Config, world: int, count: int) -> Plan:
 
 
 def build(
-    prepared: Prepared, folder: Path, process: Process, console: Console, watchdog: Watchdog, state: dict[str, Any] | None
+    prepared: Prepared,
+    folder: Path,
+    process: Process,
+    console: Console,
+    watchdog: Watchdog,
+    state: dict[str, Any] | None,
+    beginning: Contents | None,
 ) -> Run:
-    """Make the network, the optimizer and the input on this rank, and take up the checkpoint."""
+    """Make the network, the optimizer and the input on this rank; take up the checkpoint, or the weights to begin from."""
     config, plan = prepared.config, prepared.plan
-    torch.manual_seed(config.train.seed)
-    model = create(config.model.arch, config.model.classes, config.model.dropout)
-    share_statistics(model, Statistics(neighbours(process, plan.bn_ranks), plan.bn_splits))
+    model = make_network(prepared, process, console, None if state else beginning)
     normalise = NORMALISE[config.input.normalise]
     engine = Engine(
         model,
@@ -161,6 +190,18 @@ def build(
     if state:
         restore(run, state)
     return run
+
+
+def make_network(prepared: Prepared, process: Process, console: Console, beginning: Contents | None) -> nn.Module:
+    """Make the network as it begins, with what is to stay as it is frozen."""
+    config, plan = prepared.config, prepared.plan
+    torch.manual_seed(config.train.seed)
+    model = create(config.model.arch, config.model.classes, config.model.dropout)
+    if beginning:
+        console.say(together(lambda: begin_from(model, beginning, prepared.train.classes)))
+    freeze(model, config.train.freeze)
+    share_statistics(model, Statistics(neighbours(process, plan.bn_ranks), plan.bn_splits))
+    return model
 
 
 def crops(config: Config) -> list[tuple[int, int]]:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import torch
 
-from fastirv2.assembly import Prepared, build, divide, prepare
+from fastirv2.assembly import Prepared, build, divide, prepare, read_beginning
 from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, to_toml
 from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
 from fastirv2.data.sampler import batch
 from fastirv2.data.samples import describe
 from fastirv2.errors import StoppedError, UsageError, UserError, run_command
+from fastirv2.models.freezing import FROZEN
+from fastirv2.models.weight_files import Contents
 from fastirv2.report.console import Console
 from fastirv2.report.final import draw
 from fastirv2.report.machine import device_name
@@ -123,6 +125,8 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
         f"{plan.epochs} epochs = {plan.total_steps:,} steps of {plan.global_batch} images: {plan.world} × {device}, "
         f"{plan.accumulation} × {plan.batch} images each, {config.train.amp}, statistics over {plan.bn_images} images"
     )
+    if config.train.freeze != "none":
+        console.say(f"frozen: {FROZEN[config.train.freeze]}")
     rate = learning_rate(1, config.schedule), learning_rate(plan.total_steps, config.schedule)
     console.say(f"learning rate {rate[0]:.3g} at the first step, {rate[1]:.3g} at the last")
     averaged = describe_averaging(config.ema, global_batch=plan.global_batch, batch=config.schedule.batch)
@@ -199,13 +203,14 @@ def command() -> int:
 
 def execute(options: Options, process: Process, console: Console, watchdog: Watchdog) -> None:
     """Do the run, or say what it would be."""
+    beginning = read_beginning(options)
     prepared = together(lambda: prepare(options, process))
     folder, defaults = Path(os.path.abspath(options.out)), as_table(Config())
     if options.dry_run:
         if options.out and not options.fresh:
             together(lambda: check_run(folder, prepared.table, defaults))
         introduce(prepared, process, console)
-        return try_out(prepared, folder.parent, process, console, watchdog)
+        return try_out(prepared, folder.parent, process, console, watchdog, beginning)
     lock = together(lambda: enter(folder, prepared.table, defaults, fresh=options.fresh) if process.first else -1)
     state = take_up(folder, process, console)
     step, stop = state["step"] if state else 0, options.config.train.stop_after
@@ -223,11 +228,11 @@ def execute(options: Options, process: Process, console: Console, watchdog: Watc
     if before != prepared.plan.bn_images:
         console.warn(f"normalisation statistics were taken over {before} images so far, and are from here on over others")
     on_bus_error([prepared.train, prepared.val], watchdog.end)
-    run = build(prepared, Path(options.out), process, console, watchdog, state)
+    run = build(prepared, Path(options.out), process, console, watchdog, state, beginning)
     watchdog.describe = lambda: f"after step {run.step}"
     if state:
         console.say(f"going on after step {step:,}")
-    state = None  # a second copy of all weights
+    state = beginning = None  # a second copy of all weights
     try:
         with run:
             train(run, prepared.config)
@@ -238,14 +243,16 @@ def execute(options: Options, process: Process, console: Console, watchdog: Watc
     return None
 
 
-def try_out(prepared: Prepared, place: Path, process: Process, console: Console, watchdog: Watchdog) -> None:
+def try_out(
+    prepared: Prepared, place: Path, process: Process, console: Console, watchdog: Watchdog, beginning: Contents | None
+) -> None:
     """Do once what the run will do, at its largest crop, and say what it takes."""
     config, plan = prepared.config, prepared.plan
     stages = config.input.stages()
     largest = max(crop for _, _, crop in stages)
     once = replace(plan, accumulation=1, global_batch=plan.world * plan.batch)
     config = replace(config, input=replace(config.input, sizes=(f"1:{largest}",) if config.input.sizes else ()))
-    run = build(replace(prepared, config=config, plan=once), place, process, console, watchdog, None)
+    run = build(replace(prepared, config=config, plan=once), place, process, console, watchdog, None, beginning)
     while not place.is_dir():
         place = place.parent
     try:

@@ -29,18 +29,21 @@ class BatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` over the images that `statistics` names, on CPU and CUDA, through functional collectives.
 
     `num_batches_tracked` is kept for its place in state dicts and never counted up: the momentum is fixed, so nothing
-    reads it, and counting would be one more kernel for each layer and step.
+    reads it, and counting would be one more kernel for each layer and step. A `frozen` layer normalises by its running
+    statistics in training too, and they stay as they are.
     """
 
     def __init__(self, features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(features, eps=eps, momentum=momentum)
         self.statistics = Statistics()
+        self.frozen = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise `x` (N, C, H, W); in training mode the running statistics move by `momentum`."""
-        if not self.training or self.statistics == Statistics():
+        moving = self.training and not self.frozen
+        if not moving or self.statistics == Statistics():
             return nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+                x, self.running_mean, self.running_var, self.weight, self.bias, moving, self.momentum, self.eps
             )
         y, mean, var, count = _SharedBatchNorm.apply(x, self.weight, self.bias, self.statistics, self.eps)
         with torch.no_grad():
@@ -115,9 +118,10 @@ def share_statistics(model: nn.Module, statistics: Statistics) -> None:
 def flat_statistics(model: nn.Module) -> torch.Tensor:
     """Move all running means and variances of `model` into one tensor (n,), of which they become views, and return it.
 
-    What is then done with all of them is one kernel. To be called once the model is on its device in its dtype.
+    Those of frozen layers stay where they are. What is then done with all the others is one kernel. To be called once the
+    model is on its device in its dtype.
     """
-    layers = [module for module in model.modules() if isinstance(module, BatchNorm2d)]
+    layers = [module for module in model.modules() if isinstance(module, BatchNorm2d) and not module.frozen]
     buffers = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
     flat = torch.cat(buffers) if buffers else torch.empty(0, device=next(model.parameters()).device)
     views = iter(flat.split([buffer.numel() for buffer in buffers]))
@@ -129,6 +133,8 @@ def flat_statistics(model: nn.Module) -> torch.Tensor:
 @torch.no_grad()
 def unite_running_statistics(flat: torch.Tensor, *, average: bool) -> None:
     """Give all ranks the same `flat_statistics`, in place, in one collective: their average, or rank 0's."""
+    if not flat.numel():  # all are frozen, and the same from the beginning
+        return
     if average:
         dist.all_reduce(flat)
         flat /= dist.get_world_size()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastirv2.errors import UsageError
+from fastirv2.models.weights import head_of
 from fastirv2.training.fused import Begun
 from fastirv2.training.lamb import Lamb
 from fastirv2.training.rmsprop import RMSProp
@@ -37,6 +38,8 @@ class OptimizerConfig:
     """Added to that mean (rmsprop) or to its root (lamb); 0: rmsprop 1.0, lamb 1e-6; sgd has none."""
     clip: float = 0.0
     """Largest norm of all gradients together, to which larger ones are scaled down; 0: none."""
+    body_rate: float = 1.0
+    """Factor of the learning rate for all but the last layer, which begins anew in fine-tuning; logs have the last layer's."""
 
     def __post_init__(self) -> None:
         momentum = 0 < self.momentum < 1 or (self.kind == "rmsprop" and self.momentum == 0)
@@ -50,6 +53,8 @@ class OptimizerConfig:
                 f"optimizer: alpha must lie between 0 and 1, epsilon and clip not below 0; "
                 f"got alpha {self.alpha}, epsilon {self.epsilon}, clip {self.clip}"
             )
+        if not 0 < self.body_rate <= 1:
+            raise UsageError(f"--optimizer.body-rate must lie in (0, 1]; got {self.body_rate}")
         if self.kind == "lamb" and self.epsilon >= 0.1:
             raise UsageError(
                 f"optimizer: epsilon {self.epsilon} is one for rmsprop, next to which lamb's root vanishes; "
@@ -95,12 +100,23 @@ def describe_optimizer(config: OptimizerConfig) -> str:
     decay = f"weight decay {config.weight_decay:g}{where}" if config.weight_decay else "no weight decay"
     name = {"sgd": "Nesterov SGD", "rmsprop": "RMSProp", "lamb": "LAMB"}[config.kind]
     momentum = f"momentum {config.momentum:g}" if config.momentum else "no momentum"
-    return f"{name}, {momentum}, {decay}"
+    body = f", all but the last layer at {config.body_rate:g} of the rate" if config.body_rate != 1 else ""
+    return f"{name}, {momentum}, {decay}{body}"
 
 
 def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Return all parameters as one group, or those with several dimensions and those with one: biases and normalisation."""
-    parameters = list(model.parameters())
+    """Return the parameters that learn: all as one group, or by what decays, or by rate, or by both."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.body_rate == 1:
+        return _by_decay(learning, config)
+    head = list(head_of(model).parameters())
+    body = [parameter for parameter in learning if not any(parameter is each for each in head)]
+    scaled = [{**group, "rate_factor": config.body_rate} for group in _by_decay(body, config)]
+    return [*scaled, *({**group, "rate_factor": 1.0} for group in _by_decay(head, config))]
+
+
+def _by_decay(parameters: list[nn.Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Return parameters as one group, or those with several dimensions and those with one: biases and normalisation."""
     if config.decay == "all":
         return [{"params": parameters}]
     plain: dict[str, Any] = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
@@ -110,6 +126,6 @@ def _groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of the coming step."""
+    """Set the learning rate of the coming step, for each group as much of it as it has."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastirv2.errors import UsageError
+from fastirv2.models.freezing import Freeze
 
 LARGEST_DEFAULT_BATCH = 256  # images in one pass of a device unless --train.batch says otherwise
 
@@ -40,6 +41,12 @@ class TrainConfig:
     """auto: a GPU for each rank if there are any, else the CPU."""
     recalibrate: int = 0
     """Training batches over which normalisation statistics are taken anew before the last validation; 0: as they were."""
+    init_from: str = ""
+    """Weights to begin from: a run folder (its best), a checkpoint, a safetensors file, or one of timm's, Cadene's or Keras'.
+    The last layer begins anew where its classes differ. A run that goes on does so from its own checkpoint."""
+    freeze: Freeze = "none"
+    """What of the weights begun from does not learn: the stem, with its normalisation; the running statistics, by which
+    normalisation then goes in training too; or both."""
     label_smoothing: float = 0.0
     """Share of a label spread evenly over all classes (Szegedy et al. 2015, section 7). The training loss that is logged is
     that of the smoothed labels; validation's is plain."""
@@ -59,6 +66,10 @@ class TrainConfig:
                 f"(< 2^63) at least 0; got {self.epochs}, {self.global_batch}, {self.patience}; {self.batch}, {self.bn_batch}, "
                 f"{self.recalibrate}, {self.stop_after}, {self.seed}"
             )
+        if self.freeze != "none" and not self.init_from:
+            raise UsageError(f"--train.freeze {self.freeze} keeps what was learned before: say with --train.init-from where")
+        if self.freeze in ("statistics", "both") and self.recalibrate:
+            raise UsageError(f"--train.recalibrate takes anew the statistics that --train.freeze {self.freeze} keeps: give one")
         if not 0 <= self.timeout < math.inf:
             raise UsageError(f"--train.timeout must be at least 0 minutes (0: never); got {self.timeout}")
         if not 0 <= self.label_smoothing < 1:

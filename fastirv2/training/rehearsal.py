@@ -101,7 +101,7 @@ def _all_reduce(run: Run) -> list[str]:
     """Say how fast gradients are added up over the ranks."""
     if run.process.world == 1:
         return []
-    gradient = torch.zeros(sum(p.numel() for p in run.engine.model.parameters()), device=run.engine.device)
+    gradient = torch.zeros(sum(p.numel() for p in run.engine.model.parameters() if p.requires_grad), device=run.engine.device)
     dist.all_reduce(gradient)
     wait_for(run.engine.device)
     seconds = _slowest(run, seconds_of(lambda: [dist.all_reduce(gradient) for _ in range(3)], run.engine.device)) / 3

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastirv2.errors import UsageError
-from fastirv2.models.layers import ConvNorm
+from fastirv2.models.layers import Classifier, ConvNorm
 from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -278,3 +278,37 @@ def test_a_step_never_waits_for_the_gpu(kind):
 def test_options_out_of_bounds_are_refused(wrong):
     with pytest.raises(UsageError, match="optimizer: "):
         OptimizerConfig(**wrong)
+
+
+@pytest.mark.parametrize("decay", ["all", "weights"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_body_moves_at_its_share_of_the_rate_and_what_is_frozen_not_at_all(kind, decay):
+    """In the first step of each optimizer a weight moves in proportion to its rate."""
+    moved = {}
+    for share in (1.0, 0.25):
+        torch.manual_seed(0)
+        model = nn.Sequential(ConvNorm(3, 4, 3), ConvNorm(4, 4), nn.Flatten(), Classifier(4, 2)).double()
+        model[0].requires_grad_(False)
+        optimizer = make(model, kind, decay=decay, body_rate=share)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        give_gradients(model, np.random.default_rng(0))
+        optimizer.step()
+        moved[share] = [now.detach() - then for now, then in zip(model.parameters(), before, strict=True)]
+        assert {id(p) for p in optimizer.state} == {id(p) for p in model.parameters() if p.requires_grad}
+    for number, (slow, whole) in enumerate(zip(moved[0.25], moved[1.0], strict=True)):
+        expected = 0 * whole if number < 3 else 0.25 * whole if number < 6 else whole
+        torch.testing.assert_close(slow, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_a_share_of_the_rate_outlives_a_checkpoint():
+    model = nn.Sequential(ConvNorm(3, 4, 3), nn.Flatten(), Classifier(4, 2))
+    first, second = (make(model, body_rate=0.1) for _ in range(2))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    set_rate(second, 2.0)
+    assert [group["lr"] for group in second.param_groups] == [0.2, 2.0]
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])
+def test_a_share_of_the_rate_is_one(share):
+    with pytest.raises(UsageError, match="body-rate must lie in"):
+        OptimizerConfig(body_rate=share)
