@@ -19,7 +19,8 @@ from fastirv2.models.keras import HDF5, WEIGHTS_IN_ARCHIVE, read_keras
 Which = Literal["auto", "raw", "ema"]
 Tensors = dict[str, torch.Tensor]
 
-ABOUT = ("arch", "classes", "input", "results")  # what we write into a safetensors file's header, as JSON each
+ABOUT = {"arch": str, "classes": list, "input": dict, "results": dict}  # in a safetensors file's header, as JSON each
+_OF_A_CHECKPOINT = {"format", "model", "config", "classes", "step", "best_step"}
 _WRAPPERS = ("state_dict", "model")  # what other trainers keep a state dict under
 _PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
 
@@ -98,16 +99,25 @@ def _of_safetensors(file: Path) -> Contents:
         with safe_open(file, framework="pt") as opened:
             names, header = list(opened.keys()), opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in names}
-            about = {name: json.loads(header[name]) for name in ABOUT if name in header} if "arch" in header else {}
+            about = _about(header) if "arch" in header else {}
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{file} cannot be read as safetensors ({_first_line(error)})") from error
     results = about.get("results", {})
     return Contents(file, tensors, about, about.get("classes"), results.get("weights", ""))
 
 
+def _about(header: dict[str, str]) -> dict[str, Any]:
+    """Return what we have written into a header; raises ValueError where it is something else."""
+    about = {name: json.loads(header[name]) for name in ABOUT if name in header}
+    for name, value in about.items():
+        if not isinstance(value, ABOUT[name]):
+            raise ValueError(f"its header's '{name}' is none of ours")
+    return about
+
+
 def _of_pickle(file: Path, weights: Which) -> Contents:
     state = _unpickled(file)
-    if isinstance(state, dict) and "format" in state and isinstance(state.get("model"), dict):
+    if isinstance(state, dict) and state.keys() >= _OF_A_CHECKPOINT:
         return _of_checkpoint(file, state, weights)
     for name in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(name), dict):

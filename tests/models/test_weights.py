@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fastirv2 import models
@@ -137,12 +138,14 @@ def damaged_files(folder):
     hdf5 = (folder / "keras").read_bytes()
     contents = {
         "empty": b"", "cut.pth": whole[:-300], "cut.h5": hdf5[: len(hdf5) // 2], "text.pth": b"no weights at all\n" * 9,
-        "cut.safetensors": (200).to_bytes(8, "little") + b'{"a": {', "list.pth": None, "no tensors.pth": None,
+        "cut.safetensors": (200).to_bytes(8, "little") + b'{"a": {', "header.safetensors": None, "list.pth": None,
+        "no tensors.pth": None,
     }  # fmt: skip
     for name, content in contents.items():
         if content is not None:
             (folder / name).write_bytes(content)
     saved(folder / "list.pth", [torch.zeros(2)])
+    save_file(Small(3).state_dict(), folder / "header.safetensors", {"arch": '"slim"', "classes": "3"})
     saved(folder / "no tensors.pth", {"epoch": 3})
     return [folder / name for name in contents]
 
