@@ -195,7 +195,8 @@ def append_all(writer: RecordWriter, source: Source, order: np.ndarray, job: Pre
                     position = next(positions)
                     if result.errno:
                         check_source(source, position, result)
-                    writer.add(source.names[position], int(source.labels[position]), result)
+                    name = source.names[position] if result.reason else ""
+                    writer.add(name, int(source.labels[position]), result)
                     read += result.read
                 progress.show(writer.done, writer.rejected, read)
         writer.commit()

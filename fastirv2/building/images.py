@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import simplejpeg
@@ -17,6 +19,7 @@ from fastirv2.building.jpeg import (
     decode_reduced,
     encode_jpeg,
     first_line,
+    is_reducible,
     is_subsampling,
     mended,
     orientation,
@@ -24,10 +27,13 @@ from fastirv2.building.jpeg import (
     verify_jpeg,
 )
 from fastirv2.building.other_formats import read_other
-from fastirv2.building.resize import Resize, resized
+from fastirv2.building.resize import Resize, Stacked, Stacks, resized
 from fastirv2.building.sources import Place
 from fastirv2.building.transcode import check_coefficients, to_baseline
+from fastirv2.building.workers import CHUNK
 from fastirv2.data.datum import data_offset, encode
+
+_HELD_BYTES = 4 << 20  # of files whose images wait to be resized together
 
 
 class Prepared(NamedTuple):
@@ -36,6 +42,14 @@ class Prepared(NamedTuple):
     data: bytes
     width: int
     height: int
+    repair: str
+
+
+class Waiting(NamedTuple):
+    """An image that is verified and decoded, and to be resized with others of its size to `target` (width, height)."""
+
+    image: Stacked
+    target: tuple[int, int]
     repair: str
 
 
@@ -75,26 +89,68 @@ class Preparer:
         """The modules that are slow to import and that this job will import: to be imported once, before workers are forked."""
         return ("torch",) if self.resize.mode != "none" else ()
 
-    def __call__(self, task: Task) -> Result:
-        """Read, prepare and encode one image; whatever is wrong with it becomes the result's reason."""
+    def of_chunk(self, tasks: Sequence[Task], at: Callable[[int], None]) -> Iterator[Result]:
+        """Read, prepare and encode images; those of one size are resized together. `at` is told which one is worked on."""
+        stacks, begun, held = _stacks(), [], 0
+        for number, task in enumerate(tasks):
+            at(number)
+            if not begun:
+                stacks.clear()
+            begun.append((number, *self._begin(task, stacks)))
+            held += begun[-1][2]
+            if number == len(tasks) - 1 or held > _HELD_BYTES or not isinstance(begun[0][1], Waiting):
+                for place, outcome, read in begun:
+                    at(place)
+                    yield self._finish(tasks[place], outcome, read, stacks)
+                begun, held = [], 0
+
+    def _begin(self, task: Task, stacks: Stacks) -> tuple[Prepared | Waiting | Result, int]:
+        """Return what an image is after it was verified, and the number of bytes read."""
         try:
             data = task.place.read()
         except OSError as error:
-            return Result(None, 0, 0, 0, 0, f"cannot be read: {error.strerror}", 0, error.errno or -1)
+            return Result(None, 0, 0, 0, 0, f"cannot be read: {error.strerror}", 0, error.errno or -1), 0
         try:
-            image = prepare(data, self.resize, self.quality)
+            return prepare(data, self.resize, self.quality, stacks), len(data)
         except BadImageError as error:
-            return Result(None, 0, 0, 0, 0, str(error), len(data))
-        value = encode(image.data, task.label, image.height, image.width)
+            return _rejected(error, len(data)), len(data)
+
+    def _finish(self, task: Task, outcome: Prepared | Waiting | Result, read: int, stacks: Stacks) -> Result:
+        """Resize what waits for it, and return the image as a record."""
+        if isinstance(outcome, Waiting):
+            try:
+                outcome = _encoded(stacks.resized(*outcome[:2]), 1, outcome.target, self.quality, outcome.repair)
+            except BadImageError as error:
+                return _rejected(error, read)
+        if isinstance(outcome, Result):
+            return outcome
+        value = encode(outcome.data, task.label, outcome.height, outcome.width)
         shared = pickle.PickleBuffer(value)  # to the builder through shared memory, where it arrives as bytes
-        return Result(shared, data_offset(value), len(image.data), image.width, image.height, image.repair, len(data))
+        return Result(shared, data_offset(value), len(outcome.data), outcome.width, outcome.height, outcome.repair, read)
 
 
-def prepare(data: bytes, resize: Resize, quality: int) -> Prepared:
+@functools.cache
+def _stacks() -> Stacks:
+    """Return this process's room for images that are resized together."""
+    return Stacks(CHUNK)
+
+
+def _rejected(error: BadImageError, read: int) -> Result:
+    return Result(None, 0, 0, 0, 0, str(error), read)
+
+
+@overload
+def prepare(data: bytes, resize: Resize, quality: int) -> Prepared: ...
+@overload
+def prepare(data: bytes, resize: Resize, quality: int, stacks: Stacks) -> Prepared | Waiting: ...
+def prepare(data: bytes, resize: Resize, quality: int, stacks: Stacks | None = None) -> Prepared | Waiting:
     """Return the image as an upright baseline JPEG, RGB or gray, of the size asked for, whatever format its content has.
 
-    A JPEG that needs no change keeps its exact bytes; one that is only coded in another way keeps its exact pixels. Raises
-    BadImageError with the reason.
+    A JPEG that needs no change keeps its exact bytes; one that is only coded in another way keeps its exact pixels. With
+    `stacks`, one that is to be resized, and not turned, may be left there.
+
+    Raises:
+        BadImageError: it is none that can be used, for the reason given.
     """
     if not data:
         raise BadImageError("the file is empty")
@@ -103,7 +159,7 @@ def prepare(data: bytes, resize: Resize, quality: int) -> Prepared:
     frame, faults = read_frame(data), []
     while True:
         try:
-            return _prepare_jpeg(data, frame, resize, quality, _joined(*faults))
+            return _prepare_jpeg(data, frame, resize, quality, _joined(*faults), stacks)
         except BadImageError as error:
             better = mended(data, frame, str(error))
             if better is None or better[1] in faults:
@@ -112,7 +168,9 @@ def prepare(data: bytes, resize: Resize, quality: int) -> Prepared:
             faults.append(fault)
 
 
-def _prepare_jpeg(data: bytes, frame: Frame, resize: Resize, quality: int, fault: str) -> Prepared:
+def _prepare_jpeg(
+    data: bytes, frame: Frame, resize: Resize, quality: int, fault: str, stacks: Stacks | None
+) -> Prepared | Waiting:
     """Return a JPEG as `prepare` does; where it has a `fault`, however harmless, it is not stored as it is."""
     check_size(frame.width, frame.height)
     colorspace = _colorspace(data)
@@ -128,7 +186,12 @@ def _prepare_jpeg(data: bytes, frame: Frame, resize: Resize, quality: int, fault
     target = resize.target(*_turned_size(turn, size))
     if turn == 1 and target == size:
         return _kept(data, frame, colorspace, quality, fault or (is_doubtful and "broken EXIF block") or "")
-    pixels = decode_reduced(data, *_turned_size(turn, target)) if _turned_size(turn, target) != size else decode(data)
+    wanted = _turned_size(turn, target)
+    if stacks is not None and turn == 1 and not is_reducible(size, target):
+        stacked = stacks.put(*size, lambda buffer: decode(data, buffer=buffer))
+        if stacked:
+            return Waiting(stacked, target, fault)
+    pixels = decode_reduced(data, *wanted) if is_reducible(size, wanted) else decode(data)
     return _encoded(pixels, turn, target, quality, fault)
 
 

@@ -116,16 +116,25 @@ def check_size(width: int, height: int) -> None:
         raise BadImageError(TOO_LARGE)
 
 
-def decode(data: bytes, colorspace: str = "RGB", **smallest: float) -> np.ndarray:
-    """Return a JPEG's pixels, (H, W, C) uint8, decoded strictly; raises BadImageError with the decoder's reason."""
+def decode(data: bytes, colorspace: str = "RGB", buffer: np.ndarray | None = None, **smallest: float) -> np.ndarray:
+    """Return a JPEG's pixels, (H, W, C) uint8, decoded strictly, in `buffer` if it is given.
+
+    Raises:
+        BadImageError: it is broken, for the decoder's reason.
+    """
     try:
-        return simplejpeg.decode_jpeg(data, colorspace, **smallest)
+        return simplejpeg.decode_jpeg(data, colorspace, buffer=buffer, **smallest)
     except ValueError as error:
         raise BadImageError(first_line(error)) from error
 
 
+def is_reducible(size: tuple[int, int], target: tuple[int, int]) -> bool:
+    """Return whether half of a JPEG's `size`, its DCT scale of one half, is at least twice `target`, both (width, height)."""
+    return all(-(-side // 2) >= 2 * least for side, least in zip(size, target, strict=True))
+
+
 def decode_reduced(data: bytes, width: int, height: int) -> np.ndarray:
-    """Return a JPEG's pixels at a reduced DCT scale that leaves at least twice `width` and `height`, where there is one."""
+    """Return a JPEG's pixels at the smallest DCT scale that leaves at least twice `width` and `height`."""
     return decode(data, "RGB", min_height=2 * height, min_width=2 * width, min_factor=2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import resource
@@ -52,12 +53,12 @@ class _Chunk:
 
 @dataclass
 class _Worker:
-    """A process, our end of the connection to it, its count of finished tasks, and the chunks that it was sent."""
+    """A process, our end of the connection to it, the task it is at, counted from 0, and the chunks that it was sent."""
 
     process: Any
     connection: Connection
     ring: Ring
-    finished: Any
+    at: Any
     received: int = 0
     chunks: deque[_Chunk] = field(default_factory=deque)
 
@@ -70,12 +71,14 @@ class _Worker:
     def current_task(self) -> Any:
         """Return what it is working on, or was when it ended."""
         tasks = [task for chunk in self.chunks for task in chunk.tasks[len(chunk.results) :]]
-        return tasks[min(self.finished.value - self.received, len(tasks) - 1)]
+        return tasks[min(self.at.value - self.received, len(tasks) - 1)]
 
 
 class Workers:
     """`count` processes that each run `job` (picklable, Task → result) on the tasks given to `map`; a context manager.
 
+    A job may have a method `of_chunk` that takes some neighbouring tasks, at most `CHUNK`, and yields their results in order;
+    it calls its second argument with the place of the task that it works on, so that a worker's death can be laid to it.
     What a result holds as `pickle.PickleBuffer` arrives as bytes, by way of shared memory.
     `modules` are loaded once, before the processes are forked; `weigh` gives a result's size in bytes, which bounds what
     is made ahead. When a process ends by itself, `on_death` is called and another one tries its tasks again.
@@ -141,9 +144,9 @@ class Workers:
     def _start(self) -> _Worker:
         """Add a process."""
         ours, theirs = self._context.Pipe()
-        finished, ring = self._context.RawValue("q", 0), Ring()
-        process = self._context.Process(target=_work, args=(theirs, ring, self._job, self._weigh, finished), daemon=True)
-        worker = _Worker(process, ours, ring, finished)
+        at, ring = self._context.RawValue("q", 0), Ring()
+        process = self._context.Process(target=_work, args=(theirs, ring, self._job, self._weigh, at), daemon=True)
+        worker = _Worker(process, ours, ring, at)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is closed")
@@ -261,30 +264,37 @@ class _Buffer:
             self._changed.notify_all()
 
 
-def _work(
-    connection: Connection, ring: Ring, job: Callable[[Any], Any], weigh: Callable[[Any], int] | None, finished: Any
-) -> None:
-    """Answer chunks of tasks until the builder closes the connection or is gone; `finished` counts the tasks."""
+def _work(connection: Connection, ring: Ring, job: Callable[[Any], Any], weigh: Callable[[Any], int] | None, at: Any) -> None:
+    """Answer chunks of tasks until the builder closes the connection or is gone; `at` says which task is worked on."""
     for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send it to every process: the builder decides what follows
         signal.signal(number, signal.SIG_IGN)
+    run_chunk = getattr(job, "of_chunk", None) or functools.partial(_one_by_one, job)
     with contextlib.suppress(EOFError, OSError):
         while True:
+            tasks, first = connection.recv(), at.value
+            outcomes = run_chunk(tasks, lambda number, first=first: setattr(at, "value", first + number))
             results, size = [], 0
-            for task in connection.recv():
-                results.append(_attempt(job, task, connection, ring))
-                finished.value += 1
+            for _ in tasks:
+                results.append(_attempt(outcomes, connection, ring))
                 size += weigh(results[-1]) if weigh else 0
                 if size >= _MESSAGE_BYTES:
                     send(connection, ring, results)
                     results, size = [], 0
+            at.value = first + len(tasks)
             if results:
                 send(connection, ring, results)
 
 
-def _attempt(job: Callable[[Any], Any], task: Any, connection: Connection, ring: Ring) -> Any:
-    """Return the job's result for one task; when the job fails, send why and end the process."""
+def _one_by_one(job: Callable[[Any], Any], tasks: Sequence[Any], at: Callable[[int], None]) -> Iterator[Any]:
+    for number, task in enumerate(tasks):
+        at(number)
+        yield job(task)
+
+
+def _attempt(outcomes: Iterator[Any], connection: Connection, ring: Ring) -> Any:
+    """Return the job's next result; when the job fails, send why and end the process."""
     try:
-        return job(task)
+        return next(outcomes)
     except MemoryError:
         os._exit(137)  # as the kernel's out-of-memory killer ends a process: not to be taken for a fault of the task
     except Exception:

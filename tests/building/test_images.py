@@ -229,7 +229,8 @@ def test_the_job_answers_with_a_datum_or_a_reason(tmp_path):
     (tmp_path / "good").write_bytes(jpeg())
     (tmp_path / "bad").write_bytes(jpeg()[:-2])
     job = Preparer(Resize(), 95)
-    good, bad, absent = (job(Task(Place(str(tmp_path / name)), 4)) for name in ("good", "bad", "absent"))
+    tasks = [Task(Place(str(tmp_path / name)), 4) for name in ("good", "bad", "absent")]
+    good, bad, absent = job.of_chunk(tasks, [].append)
     value = bytes(good.value)
     datum = Datum.FromString(value)
     assert (datum.data, datum.label, datum.width, datum.height) == (jpeg(), 4, 48, 32)
@@ -237,6 +238,34 @@ def test_the_job_answers_with_a_datum_or_a_reason(tmp_path):
     assert (bad.value, bad.reason) == (None, "Premature end of JPEG file")
     assert (absent.value, absent.reason) == (None, "cannot be read: No such file or directory")
     assert (good.read, bad.read, absent.read) == (len(jpeg()), len(jpeg()) - 2, 0)
+
+
+@pytest.mark.parametrize("resize", ["none", "64x48", "short:40", "60x90"])
+def test_images_prepared_together_are_what_each_is_alone(tmp_path, resize):
+    turned = with_orientation(pixels(100, 80), 6)
+    images = [jpeg(100, 80, seed=1), jpeg(80, 100), jpeg(100, 80, seed=2), jpeg(100, 80)[:-9], turned, jpeg(64, 48)]
+    images += [jpeg(100, 80, seed=3), jpeg(900, 700), encoded(pixels(100, 80), "PNG"), jpeg(100, 80, seed=4)]
+    for number, data in enumerate(images):
+        (tmp_path / str(number)).write_bytes(data)
+    tasks, places = [Task(Place(str(tmp_path / str(number))), number) for number in range(len(images))], []
+    job = Preparer(Resize.parse(resize), 90)
+    for chunk in (slice(0, 8), slice(2, 10), slice(9, 10)):
+        results = list(job.of_chunk(tasks[chunk], places.append))
+        for number, result in zip(range(len(images))[chunk], results, strict=True):
+            if number == 3:
+                assert (result.value, result.reason) == (None, "Premature end of JPEG file")
+                continue
+            alone = prepare(images[number], Resize.parse(resize), 90)
+            assert bytes(result.value)[result.header :].startswith(alone.data)
+            assert result[2:6] == (len(alone.data), alone.width, alone.height, alone.repair)
+    assert set(places) == set(range(8))
+
+
+def test_images_wait_for_others_in_bounded_memory(tmp_path):
+    (tmp_path / "large").write_bytes(jpeg(1200, 1000))
+    task, kept = Task(Place(str(tmp_path / "large")), 0), []
+    next(Preparer(Resize.parse("1100x900"), 90).of_chunk([task] * 8, kept.append))
+    assert kept == [0, 0]  # the first is done before the second is begun
 
 
 def test_a_place_is_a_range_of_a_file(tmp_path):
