@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -59,13 +60,21 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; known are: {', '.join(known[:_CHOICES])}{more}"
 
 
-def run_command(main: Callable[[], int | None], program: str) -> None:
-    """Run a command's `main` and end the process with its exit code; a `UserError` becomes one sentence on stderr."""
+def short_options(text: str) -> str:
+    """Return a sentence with the names that options have outside of training: --resize for --input.resize."""
+    return re.sub(r"--(?:train|input|data)\.(?=[a-z])", "--", text)
+
+
+def run_command(main: Callable[[], int | None], program: str, *, short: bool = False) -> None:
+    """Run a command's `main` and end the process with its exit code; a `UserError` becomes one sentence on stderr.
+
+    `short` says that its options have no sections.
+    """
     try:
         code = main() or 0
     except UserError as error:
         if not error.shared or os.environ.get("RANK", "0") == "0":
-            _say(f"{program}: {error}")
+            _say(f"{program}: {short_options(str(error)) if short else error}")
         code = error.exit_code
     except KeyboardInterrupt:
         _say(f"{program}: stopped by Ctrl-C, nothing was saved")

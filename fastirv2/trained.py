@@ -18,7 +18,7 @@ from fastirv2.models.weight_files import Contents, Which, read_contents
 from fastirv2.models.weights import architecture_of, classes_of, named, put
 
 # What public weights of the slim network are validated with: timm's config for them, crop_pct 0.8975 of 299.
-PUBLIC_INPUT = InputConfig(resize=333, resize_mode="short", crop=299, normalise="unit")
+PUBLIC_INPUT = InputConfig(resize=333, resize_mode="short", crop=299, interpolation="bicubic", normalise="unit")
 _ERRORS = ("images", "top1_correct", "top5_correct", "top1_error", "top5_error", "loss")
 
 
@@ -76,7 +76,7 @@ def metadata(trained: Trained) -> dict[str, str]:
     """Return what a safetensors file's header is to hold so that `open_trained` finds it again: JSON texts by name."""
     own = asdict(trained.input)
     about = {"arch": trained.arch, "classes": trained.classes, "input": own, "results": trained.results}
-    return {"format": "pt", **{name: json.dumps(value, ensure_ascii=False) for name, value in about.items()}}
+    return {"format": "pt", **{name: json.dumps(value) for name, value in about.items()}}
 
 
 def _about(contents: Contents) -> dict[str, Any]:

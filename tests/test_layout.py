@@ -9,12 +9,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {"build_lmdb", "train", "evaluate", "predict", "export", "demo"}
 BELOW_ASSEMBLY = {"config", "building", "data", "training", "models", "pipelines", "report", "errors", "files", "host"}
-BELOW_COMMANDS = {"assembly", "trained", *BELOW_ASSEMBLY}
+BELOW_COMMANDS = {"assembly", "trained", "scoring", "exporting", *BELOW_ASSEMBLY}
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, BELOW_COMMANDS),
     "tools": BELOW_COMMANDS,
     "assembly": BELOW_ASSEMBLY,
     "config": BELOW_ASSEMBLY,
+    "scoring": {"trained", "data", "training", "models", "report", "errors"},
+    "exporting": {"scoring", "trained", "models", "pipelines", "report", "errors"},
     "trained": {"data", "training", "models", "errors", "files"},
     "building": {"data", "models", "pipelines", "report", "errors", "files", "host"},
     "data": {"building", "models", "pipelines", "report", "errors", "files", "host"},

@@ -22,20 +22,20 @@ class Faults:
     """The records of a data set that one rank has found not to decode.
 
     `error` is what is to end the run, once all ranks have agreed on it: until then a bad record's place in its batch is
-    taken by the nearest good one before it, or else after it.
+    taken by the nearest good one before it, or else after it. `bad` holds the numbers of all that were found.
     """
 
     def __init__(self, records: Records, on_bad: OnBad) -> None:
         self.error: DataError | None = None
         self._records, self._on_bad = records, on_bad
-        self._bad: set[int] = set()
+        self.bad: set[int] = set()
         self._untold: list[str] = []
 
     def repaired(self, fed: Fed) -> Fed:
         """Return a batch without the records that are known to be bad; raises DataError when no other is in it."""
-        if not self._bad:
+        if not self.bad:
             return fed
-        bad = np.isin(fed.numbers, list(self._bad))
+        bad = np.isin(fed.numbers, list(self.bad))
         good = np.flatnonzero(~bad)
         if not len(good):
             raise DataError(f"of {self._records.path} all {len(bad)} records of a batch cannot be decoded; build it anew")
@@ -49,7 +49,7 @@ class Faults:
         numbers = np.unique(fed.numbers).tolist()
         found = _those(numbers, self._why_unreadable) or _those(numbers, self._why_undecodable)
         for number, reason in found.items():
-            self._bad.add(number)
+            self.bad.add(number)
             sentence = f"{self._records.where(number)} cannot be decoded ({reason})"
             if self._on_bad == "skip":
                 self._untold.append(sentence)

@@ -1,0 +1,1 @@
+"""Trained networks at work: what they make of images, and how often they are right."""

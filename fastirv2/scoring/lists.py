@@ -1,0 +1,146 @@
+"""Which label an image has for a network, and lists that speak of validation images by their order or name."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fastirv2.data.dataset import Records
+from fastirv2.errors import DataError, nearest
+
+_IMAGENET = re.compile(r"ILSVRC2012_val_(\d{8})")  # whose names say their place in the order of file names
+
+
+def labels_among(classes: list[str], records: Records, source: str) -> np.ndarray:
+    """Return the label, int64 (N,), that each record has among the `classes` of the network from `source`: by name.
+
+    Where one of the two has numbers for names the labels are taken as they are.
+
+    Raises:
+        DataError: the network does not know a class of the records.
+    """
+    ours, theirs = records.classes, classes
+    if ours == theirs:
+        return records.labels
+    if _numbered(ours) or _numbered(theirs):
+        if len(ours) > len(theirs) or (len(ours) < len(theirs) and not _numbered(ours)):
+            raise DataError(f"{records.path} has {len(ours):,} classes, but the network of {source} has {len(theirs):,}")
+        return records.labels
+    label = {name: number for number, name in enumerate(theirs)}
+    unknown = next((name for name in ours if name not in label), None)
+    if unknown is not None:
+        raise DataError(
+            f"{records.path} has the class '{unknown}', which the network of {source} does not know{nearest(unknown, theirs)}"
+        )
+    return np.array([label[name] for name in ours], np.int64)[records.labels]
+
+
+def _numbered(classes: list[str]) -> bool:
+    return all(name == str(label) for label, name in enumerate(classes))
+
+
+class Excluded(NamedTuple):
+    """Which records a list excludes, bool (N,), and how many of its entries are of images that are not there."""
+
+    records: np.ndarray
+    absent: int
+
+
+def read_excluded(file: str, records: Records) -> Excluded:
+    """Read which images are to be left out: a line each, its name or its number in the order of file names, from 1.
+
+    ImageNet's development kit lists the 1,762 blacklisted validation images by such numbers. Names may be paths; what
+    counts is the last part, with or without its suffix.
+
+    Raises:
+        DataError: the list cannot be read, or none of its images is there.
+    """
+    entries = [line.strip() for line in _read(file).splitlines() if line.strip()]
+    if not entries:
+        raise DataError(f"{file} is empty: a name or number a line is needed")
+    if all(entry.isdecimal() for entry in entries):
+        places = _places(records, None, file) + 1
+        wanted = {int(entry) for entry in entries}
+        found = np.isin(places, np.array(sorted(wanted)))
+    else:
+        wanted = {_stem(entry) for entry in entries}
+        stems = [_stem(name) for name in _names(records, file)]
+        found = np.array([stem in wanted for stem in stems])
+    if not found.any():
+        raise DataError(f"none of the {len(wanted):,} images that {file} lists, as {entries[0]}, is in {records.path}")
+    return Excluded(found, len(wanted) - int(found.sum()))
+
+
+def read_real(file: str, records: Records, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read several valid labels an image: a JSON list with a list of labels for each image, in the order of file names.
+
+    That is the form of "Are we done with ImageNet?" (Beyer et al. 2020, arXiv 2006.07159), whose real.json leaves images
+    without a valid label out.
+
+    Returns:
+        labels, int64 (N, K), each record's first one repeated where it has fewer; and bool (N,), whether it has any.
+
+    Raises:
+        DataError: the file is not of this form, or not for these records or classes.
+    """
+    try:
+        lists = json.loads(_read(file))
+        whole = isinstance(lists, list) and all(
+            isinstance(each, list) and all(type(label) is int and 0 <= label < classes for label in each) for each in lists
+        )
+    except ValueError as error:
+        raise DataError(f"{file} is no JSON: {error}") from error
+    if not whole or not any(lists):
+        raise DataError(f"{file} is no JSON list of lists of labels from 0 to {classes - 1}, one for each image")
+    chosen = [lists[place] for place in _places(records, len(lists), file)]
+    width = max(map(len, chosen)) or 1
+    labels = np.array([(each + each[:1] * width if each else [0] * width)[:width] for each in chosen], np.int64)
+    return labels, np.array([bool(each) for each in chosen])
+
+
+def _places(records: Records, total: int | None, file: str) -> np.ndarray:
+    """Return each record's place among all `total` images in the order of their file names, int64 (N,), from 0.
+
+    ImageNet's names say it. Others do where the records are all the images, or as many as the list is for.
+    """
+    names = [name.rpartition("/")[2] for name in _names(records, file)]
+    numbers = [_IMAGENET.match(name) for name in names]
+    if all(numbers):
+        places = np.array([int(number[1]) - 1 for number in numbers if number], np.int64)
+        if total is not None and int(places.max()) >= total:
+            raise DataError(f"{file} is for {total:,} images, but {records.path} has one that is number {places.max() + 1:,}")
+        return places
+    if total is not None and total != len(names):
+        raise DataError(
+            f"{file} is for {total:,} images, but {records.path} holds {len(names):,}, whose names do not say which they are"
+        )
+    if len(set(names)) != len(names):
+        raise DataError(f"{records.path} has several images of one name, so that the order which {file} speaks of is not known")
+    places = np.empty(len(names), np.int64)
+    places[np.argsort(np.array(names, object), kind="stable")] = np.arange(len(names))
+    return places
+
+
+def _names(records: Records, file: str) -> list[str]:
+    names = records.names
+    if names is None:
+        raise DataError(
+            f"{records.path} does not say which images its records are, which {file} needs: build it anew with "
+            "fastirv2-build-lmdb, or give the folder of the images or a list of them"
+        )
+    return list(names)
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from error
