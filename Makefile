@@ -39,6 +39,7 @@ $(READY): setup.py constraints.txt
 
 demo: $(DEMO)/train/dataset.json $(DEMO)/val/dataset.json
 	$(BIN)/python -m fastirv2.train --recipe demo --train $(DEMO)/train --val $(DEMO)/val --out $(DEMO)/run
+	$(BIN)/python -m fastirv2.predict $(DEMO)/run $(DEMO)/images/val/chelsea/0000.jpg $(DEMO)/images/val/rocket/0000.jpg --top 3
 
 demo-images: $(READY)
 	$(BIN)/python -m fastirv2.demo $(DEMO)/images

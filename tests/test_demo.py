@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 from fastirv2 import demo
 from fastirv2.errors import DataError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +157,14 @@ def test_another_seed_than_the_written_one_is_refused(written):
 
 def test_a_negative_seed_is_wrong_usage(tmp_path):
     assert run(tmp_path, "--seed=-1").returncode == 2
+
+
+def test_make_demo_ends_with_what_is_in_two_validation_pictures():
+    made = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = made.stdout.splitlines()
+    command, files = lines[-1], {f".demo/images/{sample.file}" for sample in demo.samples() if sample.file.parts[0] == "val"}
+    assert "-m fastirv2.predict .demo/run " in command
+    assert len(files & set(command.split())) == 2
 
 
 def test_without_scikit_image_the_error_names_the_extra_that_brings_it(monkeypatch):

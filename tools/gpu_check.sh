@@ -36,6 +36,8 @@ run demo_train_lmdb "$python" -m fastirv2.build_lmdb "$work/images/train" "$work
 run demo_val_lmdb "$python" -m fastirv2.build_lmdb "$work/images/val" "$work/val"
 run demo "$python" -m fastirv2.train --recipe demo --train "$work/train" --val "$work/val" --out "$work/run"
 cp "$work/run/metrics.jsonl" "$out/demo_metrics.jsonl" 2>/dev/null
+run evaluate "$python" -m fastirv2.evaluate "$work/run" --val "$work/val" --crops 12 --json
+run predict "$python" -m fastirv2.predict "$work/run" "$work/images/val" --json --features "$work/features.npy"
 for arch in paper slim; do
   run "model_$arch" "$python" tools/bench_model.py --arch "$arch" --json "$out/model_$arch.json"
 done

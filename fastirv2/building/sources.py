@@ -18,7 +18,7 @@ from fastirv2.errors import DataError, UsageError
 
 __all__ = ["Place", "Source", "open_source"]
 
-_IMAGES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
@@ -83,7 +83,7 @@ def _strip_top(root: Folder, *, flat: bool) -> Folder:
         inside = below.read()
         if inside.files and not inside.folders and not class_tars(inside):
             return below if flat or here is root else here
-        if not (inside.folders or inside.files) or any(name.lower().endswith(_IMAGES) for name in inside.files):
+        if not (inside.folders or inside.files) or any(name.lower().endswith(IMAGE_SUFFIXES) for name in inside.files):
             return here
         here = below
     return here
@@ -128,7 +128,7 @@ def _noting(path: str, contents: Contents, tars: list[str], source: Source) -> S
     packed = next((name for name in beside if name.lower().endswith(_COMPRESSED_TARS)), None)
     if packed is not None and tars:
         raise DataError(f"{path} holds {packed} beside class tars: it cannot be read without unpacking it; decompress it first")
-    images = [name for name in beside if name.lower().endswith(_IMAGES)]
+    images = [name for name in beside if name.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
         return source
     note = f"left out what lies beside the classes of {path}: {len(images):,} images, as {images[0]}"

@@ -1,0 +1,70 @@
+"""Images that a user names: as files, folders, or lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fastirv2.building.sources import IMAGE_SUFFIXES
+
+_LOOKED_AT = 4096  # bytes by which a list is told from an image
+
+
+def find_pictures(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the paths of all images that the arguments mean, in their order.
+
+    A folder means the images in it at any depth, sorted; a text file the paths that it lists, a line each, relative to it
+    or to where we are, each with or without a label behind it. All else is an image, there or not, to be found out later.
+    """
+    for argument in arguments:
+        if os.path.isdir(argument):
+            yield from _in_folder(argument)
+        elif is_list(argument):
+            yield from _listed(argument)
+        else:
+            yield argument
+
+
+def _in_folder(folder: str) -> Iterator[str]:
+    found = False
+    for place, below, names in os.walk(folder):
+        below.sort()
+        for name in sorted(names):
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                found = True
+                yield os.path.join(place, name)
+    if not found:
+        yield folder  # to be told of like any image that cannot be read
+
+
+def is_list(path: str) -> bool:
+    """Return whether a file is text, and not called an image."""
+    if path.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(_LOOKED_AT)
+    except OSError:
+        return False
+    try:
+        beginning.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(beginning) - 3 or len(beginning) < _LOOKED_AT:  # not a letter that the reading cut
+            return False
+    return bool(beginning.strip()) and b"\0" not in beginning
+
+
+def _listed(file: str) -> Iterator[str]:
+    folder = os.path.dirname(file)
+    for line in Path(file).read_text(errors="surrogateescape").splitlines():
+        if line.strip():
+            yield _path_of(line.strip(), folder)
+
+
+def _path_of(line: str, folder: str) -> str:
+    """Return the path of a line, which may end in a label."""
+    path, _, label = line.rpartition(" ")
+    choices = [line, path.strip()] if path and label.isdecimal() else [line]
+    places = [os.path.join(where, choice) for choice in choices for where in (folder, "")]
+    return next(filter(os.path.exists, places), places[0])

@@ -1,0 +1,104 @@
+"""What is in images: files, folders and lists, with what cannot be read passed over."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastirv2 import predict
+from fastirv2.data.picture_files import find_pictures
+from fastirv2.data.pictures import UnreadableError, read_picture
+from fastirv2.trained import open_trained
+from tests.trained import pixels
+
+
+@pytest.fixture
+def mixed(images, tmp_path):
+    """A folder that holds images of several kinds at several depths, a broken one, and what is none; and a list."""
+    folder = tmp_path / "mixed"
+    (folder / "below").mkdir(parents=True)
+    with Image.open(images / "cat/00.jpg") as image:
+        image.save(folder / "b.png")
+        image.save(folder / "below/a.webp")
+        image.convert("CMYK").save(folder / "c.JPEG")
+    (folder / "broken.jpg").write_bytes((images / "cat/01.jpg").read_bytes()[:400])
+    (folder / "notes.md").write_text("no image")
+    (tmp_path / "list.txt").write_text(f"{images}/dog/01.jpg 1\n\nmixed/b.png\nmissing.jpg\n")
+    return folder
+
+
+def test_files_folders_and_lists_mean_their_images_in_order(mixed, tmp_path, images):
+    found = list(find_pictures([str(mixed), f"{tmp_path}/list.txt", "gone.jpg", f"{mixed}/broken.jpg"]))
+    inside = [f"{mixed}/{name}" for name in ("b.png", "broken.jpg", "c.JPEG", "below/a.webp")]
+    listed = [f"{images}/dog/01.jpg", str(mixed / "b.png"), f"{tmp_path}/missing.jpg"]
+    assert found == [*inside, *listed, "gone.jpg", f"{mixed}/broken.jpg"]
+
+
+def test_every_image_that_can_be_read_has_a_line_and_a_row_of_features(command, paper_run, mixed, tmp_path):
+    out = tmp_path / "features.npy"
+    arguments = (mixed, tmp_path / "list.txt", "--json", "--features", out, "--batch", 2, "--amp", "fp32", "--top", 9)
+    result = command(predict, paper_run, *arguments)
+    assert result.code == 0
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    files = [line["path"] for line in lines]
+    assert [name.rpartition("/")[2] for name in files] == ["b.png", "c.JPEG", "a.webp", "01.jpg", "b.png"]
+    broken, missing, sum_of_it = result.err.splitlines()
+    assert broken.startswith(f"fastirv2.predict: {mixed}/broken.jpg cannot be read: ")
+    assert missing == f"fastirv2.predict: {tmp_path}/missing.jpg cannot be read: No such file or directory"
+    assert sum_of_it == "fastirv2.predict: 2 of 7 images were passed over"
+    trained = open_trained(paper_run)
+    rows = []
+    trained.model.pool.register_forward_hook(lambda _, __, features: rows.append(features))
+    with torch.no_grad():
+        expected = trained.model(pixels(files)).softmax(1)
+    for line, probabilities in zip(lines, expected, strict=True):
+        assert [each["class"] for each in line["top"]] == [["cat", "dog"][each["label"]] for each in line["top"]]
+        assert [each["label"] for each in line["top"]] == probabilities.argsort(descending=True).tolist()
+        found = [each["probability"] for each in line["top"]]
+        assert found == pytest.approx(probabilities.sort(descending=True).values.tolist(), abs=1e-4)
+    features = np.load(out)
+    assert (features.shape, features.dtype) == ((5, 2048), np.float32)
+    np.testing.assert_allclose(features, rows[0].numpy(), rtol=1e-3, atol=1e-3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npy", "list.txt", "mixed"]
+
+
+def test_people_get_a_percentage_and_a_name_a_line(command, paper_run, images):
+    result = command(predict, paper_run, images / "cat/02.jpg", "--top", 1)
+    path, line = result.out.splitlines()
+    assert (result.code, result.err, path) == (0, "", str(images / "cat/02.jpg"))
+    assert line.split()[1:] in (["%", "cat"], ["%", "dog"])
+
+
+def test_where_no_image_can_be_read_nothing_is_written(command, paper_run, mixed, tmp_path):
+    out = tmp_path / "features.npy"
+    result = command(predict, paper_run, mixed / "broken.jpg", tmp_path / "gone.jpg", "--features", out)
+    assert (result.code, result.out) == (65, "")
+    assert result.err.splitlines()[-1] == "fastirv2.predict: none of the images could be read"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (("--top", 0), 2, "--top must be at least 1"),
+        (("--features", "/none/f.npy"), 65, "/none/f.npy cannot be written"),
+    ],
+)
+def test_a_mistake_is_a_sentence(command, paper_run, images, options, code, sentence):
+    result = command(predict, paper_run, images, *options)
+    assert (result.code, result.out, result.err.count("\n")) == (code, "", 1), result.err
+    assert sentence in result.err
+
+
+def test_pictures_are_upright_and_what_is_none_is_refused():
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    data = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(data, "JPEG", exif=lying)
+    assert read_picture(io.BytesIO(data.getvalue())).size == (20, 40)
+    for broken, reason in ((data.getvalue()[:200], r"(?i)truncated"), (b"GIF89a", "."), (b"", "no image")):
+        with pytest.raises(UnreadableError, match=reason):
+            read_picture(io.BytesIO(broken))
