@@ -7,6 +7,7 @@ from pathlib import Path
 from fastirv2.build_lmdb import Options as BuilderOptions
 from fastirv2.config import _option_names, recipe_names
 from fastirv2.evaluate import Options as EvaluateOptions
+from fastirv2.export import Options as ExportOptions
 from fastirv2.predict import Options as PredictOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +29,7 @@ def test_the_map_of_the_tree_has_every_file_and_no_other():
 
 
 def test_every_option_that_is_named_exists():
-    commands = (BuilderOptions, EvaluateOptions, PredictOptions)
+    commands = (BuilderOptions, EvaluateOptions, PredictOptions, ExportOptions)
     own = {f"--{field.name.replace('_', '-')}" for options in commands for field in fields(options)}
     known = set(_option_names()) | own | OF_OTHERS | {"--section.name"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", README)) - known == set()
