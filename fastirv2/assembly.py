@@ -25,12 +25,16 @@ from fastirv2.report.console import Console
 from fastirv2.report.machine import device_name
 from fastirv2.report.reporter import Reporter
 from fastirv2.report.utilisation import Utilisation, peak_tflops, utilisation
+from fastirv2.training.captured import check_capture
 from fastirv2.training.checkpoint import Checkpoints
+from fastirv2.training.compiled import choose_compile
 from fastirv2.training.distributed import Agreement, Process, neighbours, same_on_all, together
 from fastirv2.training.ema import for_run as averaging
 from fastirv2.training.engine import NORMALISE, Engine, choose_precision
+from fastirv2.training.fitting import largest_batch
+from fastirv2.training.fused import Begun
 from fastirv2.training.optim import create_optimizer
-from fastirv2.training.plan import Plan, make_plan
+from fastirv2.training.plan import Plan, make_plan, possible_batches
 from fastirv2.training.run import Run, restore
 from fastirv2.training.schedule import for_run
 from fastirv2.training.watchdog import Watchdog
@@ -101,11 +105,13 @@ def resolve(config: Config, process: Process, *, count: int, classes: int) -> Co
         raise DataError(f"the data has {classes} classes, but --model.classes is {given}; give at least {classes}")
     model = replace(config.model, classes=given or classes)
     amp = choose_precision(config.train.amp, process.device, deterministic=config.train.deterministic)
-    settings = replace(config.train, amp=amp)
+    settings = replace(config.train, amp=amp, compile=choose_compile(config.train.compile, process.device))
     if settings.deterministic:
         config = replace(config, input=replace(config.input, hw_decoder_load=0.0))  # pixels then repeat exactly
-    total = divide(config, process.world, count).total_steps
-    schedule = for_run(config.schedule, global_batch=settings.global_batch, count=count, total_steps=total)
+    plan = divide(config, process.world, count)
+    if settings.cuda_graph == "on":
+        check_capture(plan, process.device)
+    schedule = for_run(config.schedule, global_batch=settings.global_batch, count=count, total_steps=plan.total_steps)
     return replace(config, model=model, train=settings, schedule=schedule)
 
 
@@ -115,12 +121,46 @@ def divide(config: Config, world: int, count: int) -> Plan:
     return make_plan(
         global_batch=settings.global_batch,
         world=world,
-        batch=settings.batch,
+        batch=0 if settings.batch == "auto" else settings.batch,
         bn_batch=settings.bn_batch,
         sync_bn=settings.sync_bn,
         count=count,
         epochs=settings.epochs,
     )
+
+
+def fit_batch(options: Options, process: Process, console: Console) -> Options:
+    """Fill in `--train.batch auto` with what the devices hold of the run's largest images; every rank calls this.
+
+    Raises:
+        UsageError: not even the smallest pass fits.
+    """
+    config = options.config
+    settings = config.train
+    if settings.batch != "auto":
+        return options
+    candidates = possible_batches(settings.global_batch, process.world, settings.bn_batch, settings.sync_bn)
+    amp = choose_precision(settings.amp, process.device, deterministic=settings.deterministic)
+
+    def make(alone: Process, batch: int) -> tuple[Engine, Begun]:
+        model = create(config.model.arch, config.model.classes or 1000, config.model.dropout)
+        splits = divide(replace(config, train=replace(settings, batch=batch)), process.world, 1).bn_splits if batch else 1
+        share_statistics(model, Statistics(splits=splits))
+        engine = Engine(
+            model,
+            alone,
+            amp=amp,
+            accumulation=1,
+            normalise=NORMALISE[config.input.normalise],
+            ema=config.ema,
+            recompute=settings.recompute,
+        )
+        return engine, create_optimizer(engine.model, config.optimizer)
+
+    largest = max(crop for _, crop in crops(config))
+    batch, said = largest_batch(candidates, make, process, largest)
+    console.say(said)
+    return replace(options, config=replace(config, train=replace(settings, batch=batch)))
 
 
 def build(
@@ -145,6 +185,9 @@ def build(
         label_smoothing=config.train.label_smoothing,
         clip=config.optimizer.clip,
         ema=averaging(config.ema, global_batch=plan.global_batch, batch=config.schedule.batch),
+        compile=config.train.compile,
+        recompute=config.train.recompute,
+        capture=config.train.cuda_graph == "on",
     )
     order = partial(
         TrainOrder,

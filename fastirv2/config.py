@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tomli_w
@@ -180,6 +181,11 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UsageError(f"{where} is {value!r}, but a list of texts is needed")
         return tuple(value)
+    if get_origin(hint) is UnionType:
+        plain = [part for part in get_args(hint) if get_origin(part) is None]
+        if type(value) in plain:
+            return value
+        hint = next(part for part in get_args(hint) if part not in plain)
     choices = get_args(hint) if get_origin(hint) is not None else ()
     if choices:
         if value not in choices:

@@ -35,3 +35,14 @@ def _quota() -> float:
             if int(words[0]) > 0:
                 return int(words[0]) / int(period)
     return float("inf")
+
+
+def available_memory() -> int:
+    """Return the bytes that processes here can still take: of the host, or of the cgroup when that is less."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):
+            root = Path("/sys/fs/cgroup")
+            free = min(free, int((root / limit).read_text()) - int((root / used).read_text()))
+    return max(0, free)

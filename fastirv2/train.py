@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fastirv2.assembly import Prepared, build, divide, prepare, read_beginning
+from fastirv2.assembly import Prepared, build, divide, fit_batch, prepare, read_beginning
 from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, to_toml
 from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
@@ -24,6 +24,7 @@ from fastirv2.report.final import draw
 from fastirv2.report.machine import device_name
 from fastirv2.training import signals
 from fastirv2.training.between import check_patience, end_for_fault, log_interval, validate
+from fastirv2.training.compiled import choose_compile, describe_compile, explained
 from fastirv2.training.distributed import (
     Process,
     from_all,
@@ -123,7 +124,8 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
     )
     console.say(
         f"{plan.epochs} epochs = {plan.total_steps:,} steps of {plan.global_batch} images: {plan.world} × {device}, "
-        f"{plan.accumulation} × {plan.batch} images each, {config.train.amp}, statistics over {plan.bn_images} images"
+        f"{plan.accumulation} × {plan.batch} images each, {config.train.amp}, {describe_compile(config.train.compile)}, "
+        f"statistics over {plan.bn_images} images"
     )
     if config.train.freeze != "none":
         console.say(f"frozen: {FROZEN[config.train.freeze]}")
@@ -178,7 +180,9 @@ def command() -> int:
         settings = options.config.train
         process = join(settings.device, watchdog.collective_seconds)
         choose_precision(settings.amp, process.device, deterministic=settings.deterministic)
-        execute(options, process, console, watchdog)
+        choose_compile(settings.compile, process.device)
+        with explained():
+            execute(options, process, console, watchdog)
     except torch.OutOfMemoryError as error:
         watchdog.tell(UsageError.exit_code)
         short = UsageError(f"the GPU's memory does not suffice; give a smaller --train.batch ({error})".split("\n")[0])
@@ -204,6 +208,7 @@ def command() -> int:
 def execute(options: Options, process: Process, console: Console, watchdog: Watchdog) -> None:
     """Do the run, or say what it would be."""
     beginning = read_beginning(options)
+    options = fit_batch(options, process, console)
     prepared = together(lambda: prepare(options, process))
     folder, defaults = Path(os.path.abspath(options.out)), as_table(Config())
     if options.dry_run:

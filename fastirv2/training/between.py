@@ -46,6 +46,8 @@ def log_interval(run: Run, rate: float) -> None:
             f"{100 * line['zero_share']:.1f} % of the activations before the pool are zero at step {run.step}: the network is "
             "dying, after which it learns nothing more; begin anew with a lower --schedule.rate or a longer warm-up"
         )
+    if news := run.engine.compiler and run.engine.compiler.news():
+        run.console.say(news)
     if skipped:
         which = "a step" if skipped == 1 else f"{skipped} steps"
         run.console.warn(f"{which} before step {run.step + 1} did not count: the gradient was no finite number")

@@ -17,10 +17,14 @@ from fastirv2.models.dropout import Dropout, sample_keys
 from fastirv2.models.layers import GlobalPool
 from fastirv2.models.norm import BatchNorm2d
 from fastirv2.pipelines import IMAGENET_MEAN, IMAGENET_STD, UNIT_MEAN, UNIT_STD
-from fastirv2.training.distributed import Process, sum_over_ranks
+from fastirv2.training.captured import CapturedStep, own_rate
+from fastirv2.training.compiled import Compiler
+from fastirv2.training.counts import Counts
+from fastirv2.training.distributed import Process
 from fastirv2.training.ema import Ema, EmaConfig
 from fastirv2.training.gate import Gate, all_finite
-from fastirv2.training.plan import Amp
+from fastirv2.training.plan import Amp, Compile
+from fastirv2.training.regions import recompute_stages
 
 Batch = tuple[torch.Tensor, torch.Tensor, int]  # images (B, 3, H, W) channels last, labels int64 (B,), how many count
 
@@ -81,34 +85,6 @@ def _imagenet_line(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 NORMALISE = {"unit": unit, "imagenet": imagenet}
 
 
-class Counts:
-    """Sums over images: loss, top-1 and top-5 correct, images; float64 (4,) on the device, so counts stay exact integers."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-
-    @torch.no_grad()
-    def add(self, logits: torch.Tensor, labels: torch.Tensor, losses: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Add a batch: logits (B, C), labels int64 (B,), losses (B,); `mask` bool (B,) leaves padding out.
-
-        A sample is right within the first k when fewer than k other classes are not below its own; ties and NaN are errors.
-        """
-        own = logits.gather(1, labels[:, None])
-        others = (~(logits < own)).sum(1) - 1
-        rows = torch.stack([losses.double(), others < 1, others < 5, torch.ones_like(labels)]).double()
-        self.sums += (rows if mask is None else torch.where(mask, rows, 0)).sum(1)
-
-    def add_sums(self, sums: torch.Tensor) -> None:
-        """Add sums that `take` returned."""
-        self.sums += sums.to(self.sums.device)
-
-    def take(self) -> torch.Tensor:
-        """Return the sums over all ranks, float64 (4,) on the CPU, and begin again at zero. Every rank calls this."""
-        total = sum_over_ranks(self.sums.clone()).cpu()  # a CPU–GPU sync point
-        self.sums.zero_()
-        return total
-
-
 class Engine:
     """Holds the network as it runs: channels last, in its precision, its gradients averaged over the ranks."""
 
@@ -123,6 +99,9 @@ class Engine:
         label_smoothing: float = 0.0,
         clip: float = 0.0,
         ema: EmaConfig | None = None,
+        compile: Compile = "off",
+        recompute: int = 0,
+        capture: bool = False,
     ) -> None:
         self.device = process.device
         self.dtype = torch.float64 if amp == "fp64" else torch.float32
@@ -138,6 +117,11 @@ class Engine:
         self._dropouts = [module for module in self.model.modules() if isinstance(module, Dropout)]
         self._pools = [module for module in self.model.modules() if isinstance(module, GlobalPool)]
         self._place = process.rank * accumulation  # of this rank's first pass in the global batch, in passes
+        self.compiler = Compiler(self.model, compile, cpus=process.cpus) if compile in ("regional", "full") else None
+        self._recomputed = recompute > 0
+        recompute_stages(self.model, recompute)
+        self._capture = capture
+        self._captured: CapturedStep | None = None
         self.parallel = self.model if process.world == 1 else _data_parallel(self.model, process, static=accumulation == 1)
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -158,28 +142,63 @@ class Engine:
         `number` is the step's own, from 1, and `draw` a hash of it, uint64, that dropout's masks are drawn by; `watch` has
         `zero_share` known afterwards. Where the gradient is not finite the step leaves nothing behind (`Gate`).
         """
-        self.gate.open()
         for pool in self._pools:
-            pool.watch = watch
-        scale = 1.0 if self.gate.scale is None else self.gate.scale
-        for part in range(self.accumulation):
+            pool.watch = watch or self._capture
+        if self._capture:
             images, labels, _ = next(batches)
-            for dropout in self._dropouts:
-                dropout.keys = sample_keys(draw, (self._place + part) * len(labels), len(labels), self.device)
-            last = part == self.accumulation - 1
-            with nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
-                with self.autocast():
-                    logits = self.parallel(self.normalise(images, self.dtype))
-                losses = self.loss(logits, labels)
-                self.gate.watch(losses.detach(), number)
-                (losses.mean() / self.accumulation * scale).backward()
-            self._counts_of_step.add(logits, labels, losses)
+            self._captured_step(optimizer).step(images, labels, self._keys(draw, 0, len(labels)), number)
+        else:
+            self.gate.open()
+            for part in range(self.accumulation):
+                images, labels, _ = next(batches)
+                self._pass(images, labels, self._keys(draw, part, len(labels)), number, last=part == self.accumulation - 1)
+            self._update(optimizer)
+        self.gate.send()
+
+    def _keys(self, draw: int, part: int, count: int) -> torch.Tensor:
+        """Return the keys that dropout's masks of one pass are drawn by."""
+        return sample_keys(draw, (self._place + part) * count, count, self.device)
+
+    def _pass(
+        self, images: torch.Tensor, labels: torch.Tensor, keys: torch.Tensor, number: int | torch.Tensor, *, last: bool
+    ) -> None:
+        """Add one pass to the gradient and to the step's counts."""
+        for dropout in self._dropouts:
+            dropout.keys = keys
+        if self.compiler:
+            self.compiler.meet(images)
+        with nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
+            with self.autocast():
+                logits = self.parallel(self.normalise(images, self.dtype))
+            losses = self.loss(logits, labels)
+            self.gate.watch(losses.detach(), number)
+            scale = 1.0 if self.gate.scale is None else self.gate.scale
+            loss = losses.mean() / self.accumulation * scale
+            with self.gate.statistics_kept() if self._recomputed else nullcontext():
+                loss.backward()
+        self._counts_of_step.add(logits, labels, losses)
+
+    def _update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the optimizer's step, if the gradient is finite, and count what was passed."""
         found_inf = self.gate.pass_through(optimizer)
         if self.ema:
             self.ema.update(found_inf)
         self.train_counts.sums += torch.where(found_inf > 0, 0, self._counts_of_step.sums)
         self._counts_of_step.sums.zero_()
         optimizer.zero_grad(set_to_none=True)
+
+    def _captured_step(self, optimizer: torch.optim.Optimizer) -> CapturedStep:
+        """Return what replays the steps of this optimizer, made in the first of them."""
+        if self._captured is None:
+
+            def work(images: torch.Tensor, labels: torch.Tensor, keys: torch.Tensor, number: torch.Tensor) -> None:
+                self.gate.open()
+                self._pass(images, labels, keys, number, last=True)
+                self._update(optimizer)
+
+            own_rate(optimizer)
+            self._captured = CapturedStep(work)
+        return self._captured
 
     @torch.no_grad()
     def recalibrate(self, batches: Iterator[Batch], count: int) -> None:
@@ -192,8 +211,8 @@ class Engine:
             images, _, _ = next(batches)
             images = self.normalise(images, self.dtype)
             for context in [nullcontext(), *([self.ema.in_place()] if self.ema else [])]:
-                with context, self.autocast():
-                    self.model(images)
+                with context, self.autocast(), self.compiler.paused() if self.compiler else nullcontext():
+                    self.model(images)  # not compiled: every momentum would be another graph
         for layer, momentum in zip(layers, before, strict=True):
             layer.momentum = momentum
 
@@ -223,6 +242,8 @@ class Engine:
 
     def _count(self, images: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, counts: Counts) -> None:
         """Add what the model makes of a batch."""
+        if self.compiler:
+            self.compiler.meet(images)
         with self.autocast():
             logits = self.model(images)
         counts.add(logits, labels, nn.functional.cross_entropy(logits, labels, reduction="none"), mask)

@@ -19,7 +19,8 @@ from fastirv2.training.distributed import Process, same_on_all, together
 # What may differ when a run goes on: it changes neither the batches nor the steps nor what is learned from them.
 FREE = {
     "recipe", "about", "published", "reference", "band", "out", "data.train", "data.val", "statistics.images", "train.batch",
-    "train.device", "train.stop_after", "train.timeout", "input.threads", "input.prefetch", "input.read_ahead", "data.on_bad",
+    "train.compile", "train.recompute", "train.cuda_graph", "train.device", "train.stop_after", "train.timeout",
+    "input.threads", "input.prefetch", "input.read_ahead", "data.on_bad",
 }  # fmt: skip
 FREE_SECTIONS = {"checkpoint", "log", "device"}
 

@@ -78,6 +78,8 @@ class Begun(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of an optimizer of the same kind over the same parameters; the given one is not changed."""
         super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["lr"] = float(group["lr"])  # a tensor, where the step was captured
         self.begin()
 
     def gather(self, group: dict[str, Any], *names: str) -> tuple[list[torch.Tensor], ...]:

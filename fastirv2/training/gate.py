@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +42,14 @@ class Gate:
         """Note what a step may change before its gradient is known."""
         self._statistics_before.copy_(self.statistics)
 
-    def watch(self, losses: torch.Tensor, step: int) -> None:
+    @contextlib.contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """Have running statistics after the context as they were before: a forward pass that is done again moves them again."""
+        kept = self.statistics.clone()
+        yield
+        self.statistics.copy_(kept)
+
+    def watch(self, losses: torch.Tensor, step: int | torch.Tensor) -> None:
         """Note whether this rank's own losses (B,) are finite, before any gradient is averaged over the ranks."""
         self._own.copy_(torch.where(losses.isfinite().all(), self._own, step))
 
@@ -62,18 +70,17 @@ class Gate:
             self._good.add_(1).mul_(~bad)
             grown = torch.where(self._good % _GROWTH_STEPS == 0, self.scale * 2, self.scale).clamp_(max=_LARGEST_SCALE)
             self.scale.copy_(torch.where(bad, self.scale / 2, grown))
-        self._send()
         return found_inf
 
     def _divisor(self, norm: torch.Tensor) -> torch.Tensor | None:
         """Return what gradients are to be divided by: the scale of the losses, and what clipping asks for."""
         if not self._clip:
             return self.scale
-        scale = 1.0 if self.scale is None else self.scale
-        return torch.maximum(norm / self._clip, torch.as_tensor(scale, dtype=norm.dtype, device=norm.device)).float()
+        scale = norm.new_ones(()) if self.scale is None else self.scale.to(norm.dtype)
+        return torch.maximum(norm / self._clip, scale).float()
 
-    def _send(self) -> None:
-        """Have the count of bad steps in a row brought to the host, which does not wait for it."""
+    def send(self) -> None:
+        """Have the count of bad steps in a row brought to the host, which does not wait; to be called after each step."""
         if self._bad.is_cuda:
             there = torch.empty((), dtype=torch.int64, pin_memory=True)
             there.copy_(self._bad, non_blocking=True)

@@ -126,6 +126,13 @@ def _by_decay(parameters: list[nn.Parameter], config: OptimizerConfig) -> list[d
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of the coming step, for each group as much of it as it has."""
+    """Set the learning rate of the coming step, for each group as much of it as it has.
+
+    A rate that is a tensor keeps its place, where a captured step reads it.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("rate_factor", 1.0)
+        own = rate * group.get("rate_factor", 1.0)
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own

@@ -12,6 +12,7 @@ from fastirv2.models.freezing import Freeze
 LARGEST_DEFAULT_BATCH = 256  # images in one pass of a device unless --train.batch says otherwise
 
 SyncBN = Literal["auto", "on", "off", "local"]
+Compile = Literal["auto", "off", "regional", "full"]
 Amp = Literal["auto", "bf16", "fp16", "tf32", "fp32", "fp64"]
 
 
@@ -23,8 +24,9 @@ class TrainConfig:
     """Passes over the training set."""
     global_batch: int = 64
     """Images an optimizer step, over all ranks and passes."""
-    batch: int = 0
-    """Images that a device holds in one pass; 0: all of its share that fits the rest, at most 256."""
+    batch: int | Literal["auto"] = 0
+    """Images that a device holds in one pass; 0: all of its share that fits the rest, at most 256; auto: the most that its
+    memory holds."""
     bn_batch: int = 32
     """Images that batch-normalisation statistics are taken over with sync-bn auto; 0: a device's own pass."""
     sync_bn: SyncBN = "auto"
@@ -33,6 +35,15 @@ class TrainConfig:
     amp: Amp = "auto"
     """Precision: bf16 or fp16 autocast, tf32 or fp32 or fp64 throughout; auto: bf16 where the device computes in it, else
     fp32."""
+    compile: Compile = "auto"
+    """torch.compile: each kind of block once (regional) or the network as a whole (full); auto: regional on a GPU, off on a
+    CPU."""
+    recompute: int = 0
+    """Stages of the network, of 3 from its input on, whose activations are computed again in the backward pass and not kept:
+    less memory and a slower step."""
+    cuda_graph: Literal["off", "on"] = "off"
+    """on: replay each step as one CUDA graph, for few images on one GPU, where starting kernels takes longer than running
+    them."""
     deterministic: bool = False
     """Use only algorithms that give the same bits every time: slower on a GPU. On a CPU they do anyway."""
     patience: int = 20
@@ -59,13 +70,18 @@ class TrainConfig:
     first step is done; 0: never."""
 
     def __post_init__(self) -> None:
-        small = min(self.batch, self.bn_batch, self.recalibrate, self.stop_after, self.seed) < 0
+        batch = 0 if self.batch == "auto" else self.batch
+        small = min(batch, self.bn_batch, self.recalibrate, self.stop_after, self.seed) < 0
         if small or min(self.epochs, self.global_batch, self.patience) < 1 or self.seed >= 2**63:
             raise UsageError(
                 "train: epochs, global-batch and patience must be positive; batch, bn-batch, recalibrate, stop-after and seed "
                 f"(< 2^63) at least 0; got {self.epochs}, {self.global_batch}, {self.patience}; {self.batch}, {self.bn_batch}, "
                 f"{self.recalibrate}, {self.stop_after}, {self.seed}"
             )
+        if not 0 <= self.recompute <= 3:
+            raise UsageError(f"--train.recompute {self.recompute} must be 0 to 3 stages")
+        if self.recompute and self.compile == "full":
+            raise UsageError("--train.recompute goes with --train.compile regional or off, not with full")
         if self.freeze != "none" and not self.init_from:
             raise UsageError(f"--train.freeze {self.freeze} keeps what was learned before: say with --train.init-from where")
         if self.freeze in ("statistics", "both") and self.recalibrate:
@@ -136,8 +152,8 @@ def make_plan(*, global_batch: int, world: int, batch: int, bn_batch: int, sync_
             f"{world} ranks do not divide a global batch of {global_batch} images; --train.global-batch {near} would do"
         )
     share = global_batch // world
-    divisors = [d for d in range(share, 0, -1) if share % d == 0]
-    fitting = [d for d in divisors if sync_bn != "auto" or _bn_shape(d, world, bn_batch)]
+    divisors = _divisors(share)
+    fitting = possible_batches(global_batch, world, bn_batch, sync_bn)
     if batch and batch not in divisors:
         raise UsageError(
             f"--train.batch {batch} does not divide the {share} images that each of {world} ranks has of a global batch of "
@@ -155,6 +171,15 @@ def make_plan(*, global_batch: int, world: int, batch: int, bn_batch: int, sync_
     if plan.bn_images < 2:
         raise UsageError("normalisation statistics over a single image make no sense; use a larger batch")
     return plan
+
+
+def possible_batches(global_batch: int, world: int, bn_batch: int, sync_bn: SyncBN) -> list[int]:
+    """Return the images that a pass of a rank may have, the most first; none where `bn_batch` cannot be met."""
+    return [d for d in _divisors(global_batch // world) if sync_bn != "auto" or _bn_shape(d, world, bn_batch)]
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(number, 0, -1) if number % d == 0]
 
 
 def _bn_shape(batch: int, world: int, bn_batch: int) -> tuple[int, int] | None:

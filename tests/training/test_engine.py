@@ -177,21 +177,24 @@ def test_the_share_of_zeros_before_the_pool_is_known_of_steps_that_are_watched()
 
 
 @pytest.mark.gpu
-def test_a_step_on_a_gpu_never_waits_for_it():
+@pytest.mark.parametrize("options", [{}, {"compile": "regional"}, {"recompute": 3}], ids=["eager", "compiled", "recomputed"])
+def test_a_step_on_a_gpu_never_waits_for_it(options):
     from fastirv2 import models
     from fastirv2.training.optim import OptimizerConfig, create_optimizer
 
     device = torch.device("cuda", 0)
     process = Process(rank=0, world=1, local_rank=0, local_world=1, device=device)
-    engine = Engine(models.create("paper", 16), process, amp="bf16", accumulation=1, normalise=scaled)
+    plain = {"amp": "bf16", "accumulation": 1, "normalise": scaled, "clip": 1.0, "ema": EmaConfig(decay=0.9)}
+    engine = Engine(models.create("paper", 16), process, **plain, **options)
     optimizer = create_optimizer(engine.model, OptimizerConfig())
     images = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8, device=device)
     batch = (images.contiguous(memory_format=torch.channels_last), torch.zeros(4, dtype=torch.int64, device=device), 4)
-    engine.step(iter([batch]), optimizer)
+    for _ in range(3):
+        engine.step(iter([batch]), optimizer)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
             engine.step(iter([batch]), optimizer)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert engine.train_counts.take()[3] == 16
+    assert engine.train_counts.take()[3] == 24

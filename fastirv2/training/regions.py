@@ -1,0 +1,43 @@
+"""The parts that a network is compiled in, and whose activations can be computed twice: its blocks, in the order they run."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+_NEW_STAGE = {"reduction_a", "reduction_b", "mixed_6a", "mixed_7a"}  # these halve the feature maps' sides
+
+
+def stages(model: nn.Module) -> list[list[nn.Module]]:
+    """Return the parts of `model`, all but its head, by stages of one resolution each: of 35², 17² and 8² at 299².
+
+    A part is a submodule that has parameters and is no last layer, or each element of one that is a sequence. Parts of a kind
+    run the same code on the same shapes.
+    """
+    found: list[list[nn.Module]] = [[]]
+    for name, child in model.named_children():
+        if name in _NEW_STAGE:
+            found.append([])
+        if isinstance(child, nn.Linear) or not any(True for _ in child.parameters()):
+            continue
+        found[-1].extend(child if isinstance(child, nn.Sequential) else [child])
+    return found
+
+
+def regions(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of all stages."""
+    return [part for stage in stages(model) for part in stage]
+
+
+def recompute_stages(model: nn.Module, count: int) -> None:
+    """Have the first `count` stages keep only each part's input, and compute the rest again when its gradient is due.
+
+    It is torch's checkpointing (Chen et al. 2016, arXiv 1604.06174) without re-entrance, so that it goes with
+    DistributedDataParallel and compiled parts. Normalisation moves its running statistics in the second computation too:
+    whoever runs the backward pass puts them back.
+    """
+    for stage in stages(model)[:count]:
+        for part in stage:
+            part.forward = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)

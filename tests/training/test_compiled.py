@@ -1,0 +1,125 @@
+"""What is compiled, how often, and that nothing falls back; graphs are traced only, since making kernels takes minutes."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from fastirv2.errors import UsageError
+from fastirv2.training import compiled
+from fastirv2.training.compiled import Compiler, choose_compile, explained
+from fastirv2.training.ema import EmaConfig
+from fastirv2.training.engine import Engine, unit
+from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
+from tests.training.reduced import ALONE, CPU, batch, reduced
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch):
+    """Run graphs as they are traced, by torch's own backend for that, and forget them afterwards."""
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    yield
+    torch._dynamo.reset()
+
+
+def make(model, **options):
+    engine = Engine(model, ALONE, accumulation=1, normalise=unit, **{"amp": "fp32", "compile": "regional", **options})
+    optimizer = create_optimizer(engine.model, OptimizerConfig())
+    set_rate(optimizer, 0.01)
+    return engine, optimizer
+
+
+def validate(engine, size):
+    engine.validate(iter([batch(9, size)]), 1, lambda: False)
+
+
+def test_each_kind_of_block_is_compiled_once_for_each_shape_in_training_and_in_validation():
+    """Training at three sizes, validation at the last, of weights and of their averages, statistics taken anew, all twice.
+
+    Images of 75, 83 and 91 pixels become maps of 7 → 3 → 1, 8 → 3 → 1 and 9 → 4 → 1, so that they share some shapes.
+    """
+    engine, optimizer = make(reduced(), ema=EmaConfig(decay=0.9))
+    counted = []
+    for size in (75, 83, 91):
+        for step in (1, 2):
+            engine.step(iter([batch(step, size)]), optimizer, number=step, draw=step, watch=step == 2)
+        validate(engine, 91)
+        counted.append(engine.compiler.graphs)
+    kinds = 6  # stem, blocks A, B and C, reductions A and B
+    assert counted == [kinds + kinds, 2 * kinds + 3, 2 * kinds + 3 + 5]
+    assert re.fullmatch(r"compiled 20 graphs in \d+ s, for images of 75, 83, 91 pixels", engine.compiler.news())
+    engine.recalibrate(iter([batch(3, 91)] * 3), 3)
+    engine.step(iter([batch(4, 91)]), optimizer)
+    validate(engine, 91)
+    assert engine.compiler.graphs == 20
+    assert engine.compiler.news() is None
+
+
+@pytest.mark.parametrize("arch", ["paper", "slim"])
+def test_what_is_compiled_computes_the_same(arch):
+    """In float64; the network as a whole too."""
+    learned = []
+    for mode in ("off", "regional", "full"):
+        model = reduced(arch)
+        engine, optimizer = make(model, compile=mode, amp="fp64")
+        engine.step(iter([batch(1)]), optimizer, draw=7)
+        learned.append({name: value for name, value in model.state_dict().items() if value.is_floating_point()})
+    for other in learned[1:]:
+        torch.testing.assert_close(other, learned[0], rtol=1e-10, atol=1e-12)
+
+
+class Twice(nn.Module):
+    """Compiled anew for every number that it meets."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 2))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_a_graph_too_many_is_an_error_in_a_sentence():
+    model = Twice()
+    Compiler(model, "regional", cpus=1)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        model(torch.ones(2, 2))
+        with pytest.raises(UsageError, match=r"was compiled 1 times.*--train.compile off trains without"), explained():
+            model(torch.ones(3, 2))
+
+
+class Broken(nn.Linear):
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return super().forward(x)
+
+
+def test_what_cannot_be_one_graph_is_an_error_in_a_sentence():
+    model = nn.Sequential()
+    model.add_module("layers", nn.Sequential(Broken(2, 2)))
+    Compiler(model, "regional", cpus=1)
+    with pytest.raises(UsageError, match=r"cannot be compiled here \(Unsupported: "), explained():
+        model(torch.ones(2, 2))
+
+
+def test_errors_of_others_stay_what_they_are():
+    with pytest.raises(ZeroDivisionError), explained():
+        _ = 1 / 0
+
+
+def test_without_a_compiler_there_is_a_sentence_and_auto_goes_without(monkeypatch):
+    assert choose_compile("auto", CPU) == choose_compile("off", CPU) == "off"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"--train.compile regional needs a C\+\+ compiler .* give --train.compile off"):
+        choose_compile("regional", CPU)
+
+
+def test_ranks_share_the_cpus_for_compiling(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")
+    with config.patch(compile_threads=1):
+        Compiler(Twice(), "regional", cpus=3)
+        assert config.compile_threads == 3
