@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import shlex
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,6 +68,13 @@ def _dali() -> str | None:
     return None
 
 
+def _command() -> str:
+    """Return the command line of this process, a tool's as it is given in the checkout."""
+    tool = Path(sys.argv[0])
+    name = f"{tool.parent.name}/{tool.name}" if tool.parent.name == "tools" else tool.name
+    return shlex.join(["python", name, *sys.argv[1:]])
+
+
 def wait_for(device: torch.device) -> None:
     """Wait until a GPU has done all that it was given; a CPU always has."""
     if device.type == "cuda":
@@ -87,10 +96,11 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:
-    """Write a result with the machine's description; raises DataError when the file cannot be written."""
+    """Write a result with the machine's description and this process's command; raises DataError when the file cannot be."""
     if path is None:
         return
+    made = {"machine": describe(), "command": _command(), **result}
     try:
-        path.write_text(json.dumps({"machine": describe(), **result}, indent=1) + "\n")
+        path.write_text(json.dumps(made, indent=1) + "\n")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}; choose another --json") from error

@@ -1,0 +1,44 @@
+"""The README's table of what was measured is what the files in benchmarks/ say."""
+
+import json
+import sys
+
+import pytest
+
+from fastirv2.errors import DataError
+from tests.tools.test_tools import TOOLS
+
+sys.path.insert(0, str(TOOLS))
+
+
+from benchmark_table import BEGIN, END, ROOT, put, rows_of, table
+
+
+def test_the_readme_holds_the_table_of_the_files():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count(BEGIN) == readme.count(END) == 1
+    assert put(readme, table(ROOT / "benchmarks")) == readme, "run python tools/benchmark_table.py --write"
+
+
+def test_another_figure_in_a_file_is_another_table(tmp_path):
+    found = json.loads((ROOT / "benchmarks/cpu_model.json").read_text())
+    (tmp_path / "one.json").write_text(json.dumps(found))
+    before = table(tmp_path)
+    found["batches"][0]["train"]["median"] = 1234.5
+    (tmp_path / "one.json").write_text(json.dumps(found))
+    assert table(tmp_path) == before.replace("8.7 images/s", "1,234 images/s") != before
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"machine": {"cpu": "x"}, "command": "y", "other": 1}, "is of no kind"),
+        ({"command": "y", "batches": []}, "on which machine and by which command"),
+        ({"machine": {"cpu": "x"}, "batches": []}, "on which machine and by which command"),
+    ],
+)
+def test_a_file_that_says_too_little_is_refused(tmp_path, found, said):
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps(found))
+    with pytest.raises(DataError, match=said):
+        rows_of(file)

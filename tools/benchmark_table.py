@@ -1,0 +1,199 @@
+"""The README's table of what was measured, made from benchmarks/*.json: `--write` puts it in place.
+
+A file says what it is by what it holds; one that no row here is made for is an error, so that no measurement is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from fastirv2.errors import DataError, run_command
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- made by tools/benchmark_table.py from benchmarks/ -->", "<!-- end -->"
+Measured = dict[str, Any]
+Row = tuple[str, str]  # what was measured, and the result
+
+
+@dataclass(frozen=True)
+class Options:
+    """Print the table of benchmarks/, or put it into README.md."""
+
+    write: bool = False
+    """Put it into README.md."""
+
+
+def model_rows(found: Measured) -> list[Row]:
+    """Rows of bench_model.py, one a batch and way."""
+    rows = []
+    for row in found["batches"]:
+        way = "".join(f", {row[name]}" for name in ("compile", "siblings", "norm") if row.get(name))
+        images = (
+            f"{_rate(row['train']['median'])} images/s, {100 * row['share_of_product']:.0f} % of the rate of a matrix product"
+        )
+        memory = f", {row['peak_memory_bytes'] / 2**30:.1f} GiB" if row.get("peak_memory_bytes") else ""
+        what = f"training step of `{found['arch']}` at {found['size']}², batch {row['batch']}, {found['amp']}{way}"
+        rows.append((what, f"{images} in that precision{memory}"))
+    return rows
+
+
+def train_rows(found: Measured) -> list[Row]:
+    """Rows of bench_train.py, one for each number of ranks."""
+    rows = []
+    for row in found["rows"]:
+        ratio, step = row["both_to_synthetic"], row["both"]["step_seconds"]
+        way = f"compiled ({row['compile']})" if row["compile"] != "off" else "not compiled"
+        what = (
+            f"training `{row['arch']}` at {row['crop']}² from records ({found['data']}), {row['ranks']} × "
+            f"{row['accumulation']} × "
+            f"{row['batch']} images, {row['amp']}, {way}"
+        )
+        result = (
+            f"{_rate(row['both']['images_per_second']['median'])} images/s, **{ratio['median']:.3f} ×** the step on a "
+            f"batch that "
+            f"lies ready ({ratio['min']:.3f} to {ratio['max']:.3f}); a step {1000 * step['median']:,.0f} ms, 95 % within "
+            f"{1000 * step['p95']:,.0f}; waiting {100 * row['data_wait_share']:.0f} %; "
+            f"first step {row['first_step_seconds']:.1f} s"
+        )
+        rows.append((what, result))
+    return rows
+
+
+def data_rows(found: Measured) -> list[Row]:
+    """Rows of bench_data.py."""
+    rates, ratios = found["images_per_second"], found["ratios"]
+    sizes = f"{found['resize']} → {found['crop']}, batches of {found['batch']}"
+    return [
+        (
+            f"input from images of 500 × 375, {sizes}",
+            f"{_rate(rates['loader']['median'])} images/s, **{_ratio(ratios['loader / readers.caffe'])} DALI's own "
+            f"Caffe reader "
+            f"with the same operations, **{_ratio(ratios['loader / Pillow'])} Pillow in a torch DataLoader with as "
+            f"many workers",
+        ),
+        (
+            f"the same from records of {found['resize']}²",
+            f"{_rate(rates['loader, resized']['median'])} images/s, "
+            f"**{_ratio(ratios['loader, resized / Pillow, resized'])} Pillow "
+            f"from the same records, {ratios['loader, resized / Pillow']['median']:.2f} × Pillow from the originals",
+        ),
+        (
+            "bringing records into a graph",
+            f"{_rate(rates['reading']['median'])} images/s, **{_ratio(ratios['reading / readers.caffe, reading'])} "
+            f"DALI's reader",
+        ),
+    ]
+
+
+def build_rows(found: Measured) -> list[Row]:
+    """Rows of bench_data.py --build."""
+    plain, resized = found["speed"]["none"], found["speed"]["328x328"]
+    kilobytes = f"{found['bytes_per_image'] / 1000:.0f} kB"
+    return [
+        (
+            f"building from {kilobytes} JPEGs, nothing resized",
+            f"{_rate(plain['marginal']['images_per_second']['builder'])} images/s, {plain['marginal']['ratio']:.2f} "
+            f"of strictly "
+            "decoding the same files with as many processes and writing nothing",
+        ),
+        (
+            "the same with `--resize 328x328`",
+            f"{_rate(resized['marginal']['images_per_second']['builder'])} images/s, "
+            f"**{resized['marginal']['ratio']:.2f} ×** the "
+            "usual script (Pillow: open, convert, bilinear resize, save, LMDB put); both without start-up, which makes it "
+            f"{resized['whole']['ratio']['median']:.2f} × for all {found['images']:,}",
+        ),
+    ]
+
+
+def memory_rows(found: Measured) -> list[Row]:
+    """Rows of bench_data.py --build --memory."""
+    folders, lines = found["folders"], found["list"]
+    return [
+        (
+            "memory of all of a builder's processes",
+            f"{folders['peak_megabytes']:.0f} MB at most for {folders['built']:,} images, "
+            f"{lines['peak_megabytes']:.0f} MB for a "
+            f"list of {found['lines'] / 1e6:g} million lines",
+        )
+    ]
+
+
+def soak_build_rows(found: Measured) -> list[Row]:
+    """Rows of soak.py --what build."""
+    kills = found["signals"]["SIGKILL"]
+    others = sum(found["signals"].values()) - kills
+    how = "as the undisturbed one, `--check --decode` passed" if found["same"] else "NOT all as the undisturbed one"
+    what = f"builds killed {kills} times by SIGKILL and {others} times otherwise, at random moments"
+    return [(what, f"all {found['builds']} builds {how}")]
+
+
+KINDS: tuple[tuple[str, Callable[[Measured], list[Row]]], ...] = (  # what only a file of that kind holds
+    ("batches", model_rows),
+    ("both_to_synthetic", train_rows),
+    ("speed", build_rows),
+    ("folders", memory_rows),
+    ("stops", soak_build_rows),
+    ("ratios", data_rows),
+)
+
+
+def rows_of(file: Path) -> list[tuple[str, str, str]]:
+    """Return a file's rows: what, result, command.
+
+    Raises:
+        DataError: no row is known for what it holds, or it lacks machine or command.
+    """
+    found = json.loads(file.read_text())
+    if not found.get("machine") or not found.get("command"):
+        raise DataError(f"{file} does not say on which machine and by which command it was measured")
+    held = set(found) | set((found.get("rows") or [{}])[0])
+    make = next((make for key, make in KINDS if key in held), None)
+    if make is None:
+        raise DataError(f"{file} is of no kind that tools/benchmark_table.py knows")
+    return [(what, result, f"`{found['command']}`") for what, result in make(found)]
+
+
+def table(folder: Path) -> str:
+    """Return the table of all files of a folder, one after the other, a command once."""
+    lines, before = ["| what | result | command |", "|---|---|---|"], ""
+    for file in sorted(folder.glob("*.json")):
+        for what, result, command in rows_of(file):
+            lines.append(f"| {what} | {result} | {'the same' if command == before else command} |")
+            before = command
+    return "\n".join(lines)
+
+
+def put(readme: str, made: str) -> str:
+    """Return a README with the table between its marks."""
+    pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{made}\n\n{END}", readme)
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ×** ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+
+def main() -> None:
+    """Read the command line; print the table or put it in place."""
+    options, made = tyro.cli(Options, description=__doc__), table(ROOT / "benchmarks")
+    if not options.write:
+        return print(made)
+    path = ROOT / "README.md"
+    path.write_text(put(path.read_text(), made))
+    return None
+
+
+if __name__ == "__main__":
+    run_command(main, "benchmark_table")
