@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import nn
 
+from fastirv2.data.pictures import UnreadableError, central_square, read_picture
 from fastirv2.data.samples import InputConfig
 from fastirv2.errors import DataError, UsageError
 from fastirv2.models import create
 from fastirv2.models.weight_files import Contents, Which, read_contents
 from fastirv2.models.weights import architecture_of, classes_of, named, put
+from fastirv2.training.engine import NORMALISE
 
 # What public weights of the slim network are validated with: timm's config for them, crop_pct 0.8975 of 299.
 PUBLIC_INPUT = InputConfig(resize=333, resize_mode="short", crop=299, interpolation="bicubic", normalise="unit")
+Picture = str | os.PathLike[str] | Image.Image
 _ERRORS = ("images", "top1_correct", "top5_correct", "top1_error", "top5_error", "loss")
 
 
@@ -70,6 +76,40 @@ def open_trained(path: str | os.PathLike[str], arch: str | None = None, weights:
     known = contents.classes or []
     classes = [*known, *map(str, range(len(known), count))]
     return Trained(model, name, classes, about.get("input", PUBLIC_INPUT), about.get("results", {}), str(contents.path))
+
+
+class Preprocess:
+    """Makes of images what a network takes: as they are in validation, one resize of a window, by Pillow."""
+
+    def __init__(self, config: InputConfig) -> None:
+        self.config = config
+
+    def __call__(self, images: Picture | Iterable[Picture]) -> torch.Tensor:
+        """Return images, given as Pillow's or by their paths, one or several, as float32 (N, 3, crop, crop).
+
+        Raises:
+            DataError: a path cannot be read as an image.
+        """
+        batch = [images] if isinstance(images, (str, os.PathLike, Image.Image)) else images
+        squares = np.stack([central_square(_upright(image), self.config) for image in batch])
+        return NORMALISE[self.config.normalise](torch.from_numpy(squares).permute(0, 3, 1, 2), torch.float32)
+
+
+def _upright(image: Picture) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        return read_picture(os.fspath(image))
+    except UnreadableError as error:
+        raise DataError(f"{os.fspath(image)} cannot be read: {error}") from error
+
+
+def load(path: str | os.PathLike[str], arch: str | None = None, weights: Which = "auto") -> nn.Module:
+    """Open a trained network as `open_trained` does, and return it with `.preprocess`, `.classes` and `.results`."""
+    trained = open_trained(path, arch, weights)
+    model = trained.model
+    model.preprocess, model.classes, model.results = Preprocess(trained.input), trained.classes, trained.results
+    return model
 
 
 def metadata(trained: Trained) -> dict[str, str]:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "host": set(),
-    "": set(),
+    "": {"trained"},
 }
 
 

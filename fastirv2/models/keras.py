@@ -43,7 +43,8 @@ def read_keras(file: Path) -> dict[str, torch.Tensor]:
             with h5py.File(file, "r") as opened:
                 layers = _layers(opened)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} cannot be read as Keras' weights ({str(error).splitlines()[0].rstrip('. ')})") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+        raise DataError(f"{file} cannot be read as Keras' weights ({reason})") from error
     return renamed(layers)
 
 

@@ -20,6 +20,7 @@ Which = Literal["auto", "raw", "ema"]
 Tensors = dict[str, torch.Tensor]
 
 ABOUT = {"arch": str, "classes": list, "input": dict, "results": dict}  # in a safetensors file's header, as JSON each
+_ARCHS = ('"paper"', '"slim"')  # by which a header is known to be ours
 _OF_A_CHECKPOINT = {"format", "model", "config", "classes", "step", "best_step"}
 _WRAPPERS = ("state_dict", "model")  # what other trainers keep a state dict under
 _PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
@@ -99,7 +100,7 @@ def _of_safetensors(file: Path) -> Contents:
         with safe_open(file, framework="pt") as opened:
             names, header = list(opened.keys()), opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in names}
-            about = _about(header) if "arch" in header else {}
+            about = _about(header) if header.get("arch") in _ARCHS else {}
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{file} cannot be read as safetensors ({_first_line(error)})") from error
     results = about.get("results", {})

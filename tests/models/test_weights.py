@@ -110,6 +110,13 @@ def test_a_network_of_1001_classes_keeps_them_all(tmp_path):
     assert torch.equal(target.classif.bias, source.classif.bias)
 
 
+def test_a_safetensors_header_of_others_is_let_be(tmp_path):
+    source, target = Small(3), Small(3)
+    save_file(source.state_dict(), tmp_path / "w.safetensors", {"format": "pt", "arch": "inception_resnet_v2", "classes": "3"})
+    load_weights(target, tmp_path / "w.safetensors")
+    assert torch.equal(target.classif.bias, source.classif.bias)
+
+
 class Touch:
     """A pickle of this makes a file when it is loaded by something that trusts it."""
 
