@@ -35,3 +35,10 @@ def test_gpu_check_says_when_there_is_no_gpu(tmp_path):
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "sees no NVIDIA GPU here" in done.stderr
+
+
+def test_gpu_check_knows_its_parts(tmp_path):
+    done = subprocess.run([TOOLS / "gpu_check.sh", tmp_path / "out", "model"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no part 'model'; known are: tests demo data paper slim sizes timm" in done.stderr
+    assert not (tmp_path / "out").exists()

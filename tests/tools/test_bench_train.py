@@ -1,0 +1,96 @@
+"""The trainer's loop beside its step and its input, and what bounds a run: measured with a network of three small blocks."""
+
+import json
+import sys
+
+import pytest
+from torch import nn
+
+from fastirv2 import models
+from fastirv2.config import Config
+from fastirv2.errors import UsageError
+from fastirv2.models.layers import Classifier, ConvNorm, GlobalPool
+from tests.tools.test_tools import TOOLS
+
+sys.path.insert(0, str(TOOLS))
+
+import bench_train
+import diagnose
+from diagnose import Rates, hours, next_option
+
+SMALL = ("--recipe", "demo", "--input.resize", "82", "--input.crop", "75", "--input.threads", "1", "--train.device", "cpu")
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    def create(classes, dropout):
+        return nn.Sequential(ConvNorm(3, 8, 3, stride=2), ConvNorm(8, 16, 3, stride=2), GlobalPool(), Classifier(16, classes))
+
+    monkeypatch.setitem(models.ARCHITECTURES, "paper", create)
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def run(monkeypatch, tool, *options):
+    monkeypatch.setattr(sys, "argv", [tool.PROGRAM, *map(str, options)])
+    tool.main()
+
+
+def test_the_loop_its_step_and_its_input_are_measured_in_turn(monkeypatch, small_network, lmdb_folder, tmp_path):
+    out, trace = tmp_path / "out.json", tmp_path / "trace.json"
+    options = ("--data", lmdb_folder, "--batch", 4, "--seconds", 0.05, "--rounds", 2, *SMALL)
+    run(monkeypatch, bench_train, *options, "--json", out, "--trace", trace)
+    row = json.loads(out.read_text())
+    assert (row["ranks"], row["batch"], row["accumulation"], row["crop"], row["compile"]) == (1, 4, 1, 75, "off")
+    for name in ("both", "synthetic", "input"):
+        assert 0 < row[name]["step_seconds"]["median"] <= row[name]["step_seconds"]["p95"]
+        assert row[name]["images_per_second"]["min"] > 0
+    ratio = row["both_to_synthetic"]
+    assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+    names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
+    assert [names.count(part) for part in ("batch", "pass", "update")] == [10, 10, 10]
+    assert "images/s" in bench_train.show(row, 1.0)
+
+
+def test_a_screen_says_what_bounds_a_run(monkeypatch, capsys, small_network, lmdb_folder, tmp_path):
+    out = tmp_path / "out.json"
+    run(monkeypatch, diagnose, lmdb_folder, "--batch", 4, "--minutes", 0.01, *SMALL, "--json", out)
+    said, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert len(said.splitlines()) <= 24
+    for title in ("bound by", "lost to input", "roofline", "90 epochs of ImageNet", "try next"):
+        assert title in said
+    rates = found["images_per_second_a_rank"]
+    assert found["hours_of_90_epochs"]["8"] == pytest.approx(90 * 1_281_167 / rates["both"] / 8 / 3600)
+    assert {"machine", "command"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("rates", "bound", "lost"),
+    [
+        (Rates(input=4000, step=1000, both=990), "step", 0.01),
+        (Rates(input=500, step=1000, both=490), "input", 0.51),
+        (Rates(input=1200, step=1000, both=700), "overlap", 0.3),
+    ],
+)
+def test_what_bounds_is_the_slower_or_neither(rates, bound, lost):
+    assert rates.bound == bound
+    assert rates.lost == pytest.approx(lost)
+
+
+def test_the_next_option_is_one_that_is_not_yet_taken():
+    assert "regional" not in next_option("step", Config(), 256, "cpu")
+    assert next_option("step", Config(), 256, "cuda").startswith("--train.compile full")
+    off = Config(train=Config().train.__class__(compile="off"))
+    assert next_option("step", off, 256, "cuda") == "--train.compile regional"
+    assert "--train.cuda-graph on" in next_option("step", Config(), 16, "cuda")
+    assert "--train.batch auto" in next_option("step", Config(), 64, "cuda")
+    assert "--input.prefetch 4" in next_option("overlap", Config(), 64, "cuda")
+
+
+def test_the_predecessors_rate_takes_the_21_days():
+    assert hours(63.5, 1) == pytest.approx(21 * 24, rel=0.01)
+
+
+def test_ranks_that_are_no_numbers_are_refused():
+    with pytest.raises(UsageError, match="--ranks 1,x is no list of numbers"):
+        bench_train.Options(ranks="1,x").numbers()
