@@ -150,7 +150,7 @@ def _unpickled(file: Path) -> Any:
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch raises anything from EOFError to EINVAL, for a seek before the beginning, if it is cut
-        raise DataError(f"{file} cannot be read as weights ({_first_line(error)})") from error
+        raise DataError(f"{file} is cut short, or no file of weights ({_first_line(error)})") from error
 
 
 def _plain(name: str) -> str:
