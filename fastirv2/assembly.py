@@ -239,7 +239,7 @@ def make_network(prepared: Prepared, process: Process, console: Console, beginni
     """Make the network as it begins, with what is to stay as it is frozen."""
     config, plan = prepared.config, prepared.plan
     torch.manual_seed(config.train.seed)
-    model = create(config.model.arch, config.model.classes, config.model.dropout)
+    model = create(config.model.arch, config.model.classes, config.model.dropout, merge=config.model.merge == "on")
     if beginning:
         console.say(together(lambda: begin_from(model, beginning, prepared.train.classes)))
     freeze(model, config.train.freeze)

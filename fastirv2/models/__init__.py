@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from fastirv2.errors import UsageError, nearest
+from fastirv2.models.branches import merge_siblings
 from fastirv2.models.paper import Paper
 from fastirv2.models.slim import Slim
 from fastirv2.models.weights import load_weights
@@ -28,6 +29,8 @@ class ModelConfig:
     """Outputs of the last layer; 0: as many as the training data has classes."""
     dropout: float = 0.2
     """Probability of dropping a feature before the last layer."""
+    merge: Literal["on", "off"] = "on"
+    """Run 1×1 convolutions that read the same input as one (on), or each on its own (off): the same mathematics."""
 
     def __post_init__(self) -> None:
         if self.classes < 0 or not 0 <= self.dropout < 1:
@@ -36,13 +39,14 @@ class ModelConfig:
             )
 
 
-def create(arch: str, num_classes: int = 1000, dropout: float = 0.2) -> nn.Module:
+def create(arch: str, num_classes: int = 1000, dropout: float = 0.2, *, merge: bool = True) -> nn.Module:
     """Make an Inception-ResNet-v2 with freshly drawn weights, from torch's global random state.
 
     Args:
         arch: "paper" (arXiv 1602.07261, what the predecessors trained) or "slim" (TensorFlow-slim's, public weights).
         num_classes: outputs of the last layer.
         dropout: probability of dropping one of the last features in training.
+        merge: run sibling convolutions as one (`merge_siblings`).
 
     Returns:
         a module that maps float images (N, 3, H, W) in [-1, 1] to logits (N, num_classes).
@@ -52,4 +56,6 @@ def create(arch: str, num_classes: int = 1000, dropout: float = 0.2) -> nn.Modul
     """
     if arch not in ARCHITECTURES:
         raise UsageError(f"there is no network '{arch}'{nearest(arch, ARCHITECTURES)}")
-    return ARCHITECTURES[arch](num_classes, dropout)
+    model = ARCHITECTURES[arch](num_classes, dropout)
+    merge_siblings(model, merge)
+    return model

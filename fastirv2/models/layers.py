@@ -1,11 +1,43 @@
-"""What the two networks share: convolution + batch normalisation + ReLU, branches, residual sums, initialisation."""
+"""What the two networks share: convolution + batch normalisation + ReLU, residual sums, initialisation."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from fastirv2.models.norm import BatchNorm2d
+
+
+class Convolution(nn.Conv2d):
+    """`torch.nn.Conv2d` whose 1×1 kernels are `pointwise`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | tuple[int, int] = 1,
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride=stride, padding=padding, bias=bias)
+        self.pointwise = (self.kernel_size, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, H', W')."""
+        return pointwise(x, self.weight, self.bias) if self.pointwise else super().forward(x)
+
+
+def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Convolve (N, C, H, W) with a 1×1 kernel (outputs, C, 1, 1).
+
+    On a CPU, channels last, as the matrix product that it is: oneDNN's product takes 0.5 to 0.8 of its convolution's time.
+    """
+    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+        return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return functional.conv2d(x, weight, bias)
 
 
 class ConvNorm(nn.Module):
@@ -23,7 +55,7 @@ class ConvNorm(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+        self.conv = Convolution(inputs, outputs, kernel, stride=stride, padding=padding)
         self.bn = BatchNorm2d(outputs, eps=eps)
         self.relu = relu
 
@@ -31,19 +63,6 @@ class ConvNorm(nn.Module):
         """Map (N, inputs, H, W) to (N, outputs, H', W')."""
         x = self.bn(self.conv(x))
         return x.relu_() if self.relu else x
-
-
-class Concat(nn.Module):
-    """Branches that read the same input, their outputs concatenated along the channels; submodules `branch0`, `branch1`, …."""
-
-    def __init__(self, *branches: nn.Module) -> None:
-        super().__init__()
-        for number, branch in enumerate(branches):
-            self.add_module(f"branch{number}", branch)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, C, H, W) to (N, sum of the branches' channels, H', W')."""
-        return torch.cat([branch(x) for branch in self.children()], dim=1)
 
 
 class GlobalPool(nn.Module):

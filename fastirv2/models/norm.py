@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import nn
 from torch.autograd.function import FunctionCtx
+from torch.nn import functional
 
 _all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor  # renamed in torch 2.13
 
@@ -40,58 +42,107 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise `x` (N, C, H, W); in training mode the running statistics move by `momentum`."""
-        moving = self.training and not self.frozen
-        if not moving or self.statistics == Statistics():
-            return nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, moving, self.momentum, self.eps
-            )
-        y, mean, var, count = _SharedBatchNorm.apply(x, self.weight, self.bias, self.statistics, self.eps)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.mean(0), self.momentum)
-            self.running_var.lerp_(var.mean(0) * (count / (count - 1)), self.momentum)
-        return y
+        if self.moving and self.statistics != Statistics():
+            return normalise((self,), x)
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.moving, self.momentum, self.eps
+        )
+
+    @property
+    def moving(self) -> bool:
+        """Whether it normalises by the batch's statistics, and moves its running ones."""
+        return self.training and not self.frozen
+
+
+def normalise(layers: Sequence[BatchNorm2d], x: torch.Tensor) -> torch.Tensor:
+    """Normalise `x` (N, C, H, W), whose channels are those of `layers`, all alike, one layer after the other.
+
+    It is what the layers would do, each with its own channels, at once: one kernel, and one collective of their statistics.
+    """
+    first = layers[0]
+    weight, bias = (_joined([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    means, variances = ([getattr(layer, name) for layer in layers] for name in ("running_mean", "running_var"))
+    if not first.moving:
+        return functional.batch_norm(x, _joined(means), _joined(variances), weight, bias, False, 0.0, first.eps)
+    y, mean, var = _normalised(x, weight, bias, first.statistics, first.eps)
+    widths = [layer.num_features for layer in layers]
+    # `.data`: where all statistics are views of one tensor, layers before this one have saved theirs, and never read them again
+    torch._foreach_lerp_([old.data for old in means + variances], [*mean.split(widths), *var.split(widths)], first.momentum)
+    return y
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _normalised(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, statistics: Statistics, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return `x` normalised, and the means and unbiased variances (C,) that move the running statistics."""
+    if statistics.group is not None:
+        y, mean, var, count = _SharedBatchNorm.apply(x, weight, bias, statistics.group, eps)
+        return y, mean, var * (count / (count - 1))
+    if statistics.splits > 1 and torch.compiler.is_compiling():
+        return _normalised_in_view(x, weight, bias, statistics.splits, eps)
+    # a momentum of 1 puts a part's own statistics where the running ones stand
+    mean, var = torch.zeros(2, statistics.splits, len(weight), dtype=weight.dtype, device=x.device)
+    parts = [
+        functional.batch_norm(part, part_mean, part_var, weight, bias, True, 1.0, eps)
+        for part, part_mean, part_var in zip(x.chunk(statistics.splits), mean, var, strict=True)
+    ]
+    return _joined(parts), mean.mean(0), var.mean(0)
+
+
+def _normalised_in_view(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, splits: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normalise the parts of a batch each on its own, as a compiler likes it: one reduction and one formula for all."""
+    parts = x.unflatten(0, (splits, -1)).to(torch.promote_types(x.dtype, torch.float32))
+    var, mean = torch.var_mean(parts, dim=(1, 3, 4), correction=0)
+    scale = weight * torch.rsqrt(var + eps)
+    y = (parts - _spread(mean)) * _spread(scale) + bias[:, None, None]
+    count = x[:, 0].numel() // splits
+    return y.to(x.dtype).flatten(0, 1), mean.mean(0), var.mean(0) * (count / (count - 1))
 
 
 class _SharedBatchNorm(torch.autograd.Function):
-    """Ioffe & Szegedy 2015, algorithm 1, and its gradient (section 3), with sums over a group of ranks or by parts.
+    """Ioffe & Szegedy 2015, algorithm 1, and its gradient (section 3), with sums over a group of ranks.
 
-    Statistics have the shape (splits, C); images are seen as (splits, N / splits, C, H, W), a view.
+    Each pass over the images is one of torch's own kernels: they read and write them in their own type and order.
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, statistics: Statistics, eps: float
+        ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, group: dist.ProcessGroup, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        parts = x.unflatten(0, (statistics.splits, -1))
-        exact = torch.promote_types(x.dtype, torch.float32)
-        var, mean = torch.var_mean(parts.to(exact), dim=(1, 3, 4), correction=0)
-        count = parts.shape[1] * parts.shape[3] * parts.shape[4]
-        if statistics.group is not None:
-            mean, var = _combine(mean, var, statistics.group)
-            count *= dist.get_world_size(statistics.group)
-        invstd = torch.rsqrt(var + eps)
-        scale = weight * invstd
-        shift = torch.addcmul(bias, mean, scale, value=-1)
-        y = torch.empty_like(x)  # whole, and written through a view: a view returned from here could not be changed in place
-        torch.addcmul(_spread(shift), parts, _spread(scale), out=y.unflatten(0, (statistics.splits, -1)))
-        ctx.save_for_backward(x, weight, mean, invstd)
-        ctx.statistics, ctx.count = statistics, count
+        mean, var = _combine(*_moments(x, weight), group)
+        count = x[:, 0].numel() * dist.get_world_size(group)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.group, ctx.eps, ctx.count = group, eps, count
         ctx.mark_non_differentiable(mean, var)
-        return y, mean, var, count
+        return functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var, count
 
     @staticmethod
     def backward(ctx: FunctionCtx, dy: torch.Tensor, *_: object) -> tuple[torch.Tensor | None, ...]:
-        x, weight, mean, invstd = ctx.saved_tensors
-        splits = ctx.statistics.splits
-        dy_parts = dy.unflatten(0, (splits, -1)).to(mean.dtype)
-        normalised = (x.unflatten(0, (splits, -1)) - _spread(mean)) * _spread(invstd)
-        sums = torch.stack([dy_parts.sum((1, 3, 4)), (dy_parts * normalised).sum((1, 3, 4))])
-        d_bias, d_weight = sums.sum(1).unbind(0)
-        if ctx.statistics.group is not None:
-            sums = collectives.wait_tensor(collectives.all_reduce(sums, "sum", ctx.statistics.group))
-        mean_dy, mean_dy_normalised = (sums / ctx.count).unbind(0)
-        dx = _spread(weight * invstd) * (dy_parts - _spread(mean_dy) - normalised * _spread(mean_dy_normalised))
-        return dx.to(x.dtype).flatten(0, 1), d_weight, d_bias, None, None
+        x, weight, mean, var = ctx.saved_tensors
+        dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+            dy, x, weight, None, None, mean, torch.rsqrt(var + ctx.eps), True, ctx.eps, [True, True, True]
+        )  # dx as if this rank's two means were those of the group
+        own = torch.stack([d_weight, d_bias])
+        total = collectives.wait_tensor(collectives.all_reduce(own, "sum", ctx.group))
+        slope, shift = (own * (dist.get_world_size(ctx.group) / ctx.count) - total / ctx.count).unbind(0)
+        scale = weight * torch.rsqrt(var + ctx.eps)
+        dx += functional.batch_norm(x, mean, var, scale * slope, scale * shift, False, 0.0, ctx.eps)
+        return dx, d_weight, d_bias, None, None
+
+
+def _moments(x: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the means and biased variances (C,) of this rank's images, in the type of `like`."""
+    if torch.compiler.is_compiling():  # which makes one kernel of this
+        var, mean = torch.var_mean(x.to(like.dtype), dim=(0, 2, 3), correction=0)
+        return mean, var
+    unused = torch.zeros(2, x.shape[1], dtype=like.dtype, device=x.device)  # their type is that of the results
+    return torch.batch_norm_update_stats(x, *unused, 0.0)
 
 
 def _spread(statistic: torch.Tensor) -> torch.Tensor:
@@ -100,11 +151,11 @@ def _spread(statistic: torch.Tensor) -> torch.Tensor:
 
 
 def _combine(mean: torch.Tensor, var: torch.Tensor, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
-    """Combine the ranks' means and biased variances (1, C) of equally many images, without cancellation (Chan et al. 1979)."""
-    gathered = _all_gather(torch.stack([mean, var], dim=1), 0, group)
-    means, variances = collectives.wait_tensor(gathered).unbind(1)
-    mean = means.mean(0, keepdim=True)
-    return mean, (variances + (means - mean).square()).mean(0, keepdim=True)
+    """Combine the ranks' means and biased variances (C,) of equally many images, without cancellation (Chan et al. 1979)."""
+    gathered = collectives.wait_tensor(_all_gather(torch.stack([mean, var])[None], 0, group))
+    means, variances = gathered.unbind(1)
+    mean = means.mean(0)
+    return mean, (variances + (means - mean).square()).mean(0)
 
 
 def share_statistics(model: nn.Module, statistics: Statistics) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastirv2.models.branches import Concat
 from fastirv2.models.dropout import Dropout
-from fastirv2.models.layers import Classifier, Concat, ConvNorm, GlobalPool, initialise, scaled_sum
+from fastirv2.models.layers import Classifier, ConvNorm, GlobalPool, initialise, scaled_sum
 from fastirv2.models.pooling import MaxPool
 
 SCALE = 0.1  # section 3.3: 0.1 to 0.3; without it networks of more than 1000 filters "died"

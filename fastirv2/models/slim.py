@@ -7,29 +7,26 @@ from functools import partial
 import torch
 from torch import nn
 
+from fastirv2.models.branches import Branches, Concat
 from fastirv2.models.dropout import Dropout
-from fastirv2.models.layers import Classifier, Concat, ConvNorm, GlobalPool, initialise, scaled_sum
+from fastirv2.models.layers import Classifier, ConvNorm, Convolution, GlobalPool, initialise, scaled_sum
 from fastirv2.models.pooling import MaxPool
 
 Conv = partial(ConvNorm, eps=1e-3)
 
 
-class Residual(nn.Module):
+class Residual(Branches):
     """x + scale · conv2d(branches(x)), then ReLU unless it is the last block; the 1×1 has a bias and no normalisation."""
 
     def __init__(self, channels: int, width: int, scale: float, *branches: nn.Module, relu: bool = True) -> None:
-        super().__init__()
-        for number, branch in enumerate(branches):
-            self.add_module(f"branch{number}", branch)
-        self.branches = branches
-        self.conv2d = nn.Conv2d(width, channels, 1)
+        super().__init__(*branches)
+        self.conv2d = Convolution(width, channels, bias=True)
         self.scale = scale
         self.relu = relu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, channels, H, W) to the same shape."""
-        residual = self.conv2d(torch.cat([branch(x) for branch in self.branches], dim=1))
-        return scaled_sum(x, residual, self.scale, relu=self.relu)
+        return scaled_sum(x, self.conv2d(self.concatenated(x)), self.scale, relu=self.relu)
 
 
 def mixed_5b() -> Concat:

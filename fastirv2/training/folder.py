@@ -20,7 +20,7 @@ from fastirv2.training.distributed import Process, same_on_all, together
 FREE = {
     "recipe", "about", "published", "reference", "band", "out", "data.train", "data.val", "statistics.images", "train.batch",
     "train.compile", "train.recompute", "train.cuda_graph", "train.device", "train.stop_after", "train.timeout",
-    "input.threads", "input.prefetch", "input.read_ahead", "data.on_bad",
+    "input.threads", "input.prefetch", "input.read_ahead", "data.on_bad", "model.merge",
 }  # fmt: skip
 FREE_SECTIONS = {"checkpoint", "log", "device"}
 

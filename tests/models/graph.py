@@ -8,7 +8,9 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from fastirv2.models.branches import merge_siblings
 from fastirv2.models.dropout import Dropout
+from fastirv2.models.layers import Convolution
 from fastirv2.models.norm import BatchNorm2d
 from fastirv2.models.pooling import MaxPool
 
@@ -23,7 +25,8 @@ class Operation:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (BatchNorm2d, Dropout, MaxPool, nn.Linear)) or super().is_leaf_module(module, name)
+        ours = (BatchNorm2d, Convolution, Dropout, MaxPool, nn.Linear)
+        return isinstance(module, ours) or super().is_leaf_module(module, name)
 
 
 def _pair(value):
@@ -45,6 +48,7 @@ def _module_operation(module: nn.Module) -> tuple[str, tuple[int, ...]]:
 
 def operations(model: nn.Module, size: int) -> list[Operation]:
     """List the operations in the order of execution; numbers count from 1, the input image being number 1."""
+    merge_siblings(model, False)
     with torch.device("meta"):
         model = model.to("meta").eval()
         graph = fx.GraphModule(model, _Tracer().trace(model))

@@ -92,3 +92,32 @@ def test_bf16_images_keep_their_type_and_statistics_their_precision():
 
 def test_its_state_is_that_of_torchs_layer():
     assert BatchNorm2d(3).state_dict().keys() == nn.BatchNorm2d(3).state_dict().keys()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compiled")
+    done = torchrun(2, "-m", "tests.models.compiled_ranks", out)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("way", ["merged", "compiled"])
+def test_blocks_over_two_ranks_are_the_same_merged_and_compiled(two_ranks, way):
+    for rank in two_ranks:
+        ours, theirs = rank[way][0], rank["drawn"][0]
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert (ours[name] - value).abs().max() <= 1e-9 * value.abs().max() + 1e-13, name
+
+
+def test_compiled_blocks_over_ranks_are_one_graph_for_both(two_ranks):
+    assert [rank["compiled"][2] for rank in two_ranks] == [1, 1]
+
+
+def test_merged_siblings_send_their_statistics_in_one_collective(two_ranks):
+    for rank in two_ranks:
+        drawn, merged, compiled = (rank[way][1] for way in ("drawn", "merged", "compiled"))
+        assert drawn == {"all_gather_into_tensor": 12, "all_reduce": 12}  # two blocks of six normalisations
+        assert merged == {"all_gather_into_tensor": 8, "all_reduce": 8}
+        assert compiled == {"all_gather_into_tensor": 4, "all_reduce": 4}  # in the graph that both blocks share

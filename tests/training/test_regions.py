@@ -52,5 +52,5 @@ def kept(recompute):
 
 def test_each_stage_that_is_computed_twice_spares_memory():
     all_kept, one, two, three = map(kept, range(4))
-    assert all_kept > 2 * one
+    assert all_kept > 1.3 * one
     assert one > two > three

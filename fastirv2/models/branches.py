@@ -1,0 +1,117 @@
+"""Branches that read the same input: as they are drawn, or with what they have in common computed at once."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx
+
+from fastirv2.models.layers import ConvNorm, pointwise
+from fastirv2.models.norm import normalise
+
+
+class Branches(nn.Module):
+    """Branches that read the same input, their outputs concatenated along the channels; submodules `branch0`, `branch1`, ….
+
+    Where `merge` is set, the 1×1 convolutions that read the input are one convolution and one normalisation over the channels
+    of all, and each branch's last ReLU writes to its place in the concatenation. The mathematics is the same, and so are the
+    parameters, their gradients and the running statistics: weights are concatenated anew in each pass.
+    """
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        for number, branch in enumerate(branches):
+            self.add_module(f"branch{number}", branch)
+        self.branches = branches
+        self.merge = True
+
+    def concatenated(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to (N, sum of the branches' channels, H', W')."""
+        if self.merge:
+            return _merged(self.branches, x)
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class Concat(Branches):
+    """Branches that are a layer of their own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to (N, sum of the branches' channels, H', W')."""
+        return self.concatenated(x)
+
+
+def merge_siblings(model: nn.Module, merge: bool) -> None:
+    """Set whether sibling convolutions of `model` run as one."""
+    for module in model.modules():
+        if isinstance(module, Branches):
+            module.merge = merge
+
+
+def _merged(branches: tuple[nn.Module, ...], x: torch.Tensor) -> torch.Tensor:
+    """Run the branches, their heads as one, and their last ReLUs into one tensor."""
+    chains = [tuple(branch) if isinstance(branch, nn.Sequential) else (branch,) for branch in branches]
+    siblings = [isinstance(chain[0], ConvNorm) and chain[0].conv.pointwise for chain in chains]
+    if sum(siblings) < 2:
+        siblings = [False] * len(chains)
+    begun = iter(_heads([chain[0] for chain, sibling in zip(chains, siblings, strict=True) if sibling], x))
+    ends = []
+    for chain, sibling in zip(chains, siblings, strict=True):
+        y = next(begun) if sibling else _before_relu(chain[0], x)
+        for previous, layer in pairwise(chain):
+            if _has_relu(previous):  # a head's output is a slice, of which ReLU makes a dense tensor
+                y = y.relu() if sibling and previous is chain[0] else y.relu_()
+            y = _before_relu(layer, y)
+        ends.append((y, _has_relu(chain[-1])))
+    return _concatenate_activated(ends)
+
+
+def _heads(heads: list[ConvNorm], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return what each of `heads` has before its ReLU: slices of one tensor."""
+    if not heads:
+        return ()
+    y = pointwise(x, torch.cat([head.conv.weight.to(x.dtype) for head in heads]))  # in autocast's type: half the bytes
+    return normalise([head.bn for head in heads], y).split([head.bn.num_features for head in heads], dim=1)
+
+
+def _has_relu(layer: nn.Module) -> bool:
+    return isinstance(layer, ConvNorm) and layer.relu
+
+
+def _before_relu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return the layer's output before its ReLU, if it has one."""
+    return layer.bn(layer.conv(x)) if isinstance(layer, ConvNorm) else layer(x)
+
+
+def _concatenate_activated(parts: list[tuple[torch.Tensor, bool]]) -> torch.Tensor:
+    """Concatenate along the channels; those that are marked pass a ReLU first."""
+    tensors, marks = zip(*parts, strict=True)
+    if torch.compiler.is_compiling():
+        return torch.cat([y.relu() if relu else y for y, relu in parts], dim=1)
+    return _ActivatedConcatenation.apply(marks, *tensors)
+
+
+class _ActivatedConcatenation(torch.autograd.Function):
+    """Concatenation along the channels, into which the ReLUs before it write: a pass over the images less than both."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, relu: tuple[bool, ...], *parts: torch.Tensor) -> torch.Tensor:
+        ctx.relu, ctx.sizes = relu, [part.shape[1] for part in parts]
+        n, _, height, width = parts[0].shape
+        last = any(part.is_contiguous(memory_format=torch.channels_last) for part in parts)
+        layout = torch.channels_last if last else torch.contiguous_format
+        y = torch.empty((n, sum(ctx.sizes), height, width), dtype=parts[0].dtype, device=parts[0].device, memory_format=layout)
+        for part, out, activated in zip(parts, y.split(ctx.sizes, dim=1), relu, strict=True):
+            if activated:
+                torch.clamp_min(part, 0, out=out)
+            else:
+                out.copy_(part)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        gradients = zip(dy.split(ctx.sizes, dim=1), y.split(ctx.sizes, dim=1), ctx.relu, strict=True)
+        return None, *(torch.ops.aten.threshold_backward(g, part, 0) if relu else g for g, part, relu in gradients)
