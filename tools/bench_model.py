@@ -1,23 +1,29 @@
-"""Measure the step: images/s of forward, backward and optimizer on a batch that lies on the device, beside a matrix product."""
+"""Measure the step: images/s of forward, backward and optimizer on a batch that lies on the device, beside a matrix product.
+
+Several values of --batch, --compile, --merge or --norm are measured each with each; those of one batch take turns, step by
+step, in one process. `--vs timm` adds timm's inception_resnet_v2 to them: it too runs channels last, under autocast, with the
+fused optimizer and the same compile mode, and the ratio to it is the median of the rounds' own.
+
+torchrun --nproc-per-node N tools/bench_model.py --norm local shared torch     measures what statistics over N ranks cost
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import repeat
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any, Literal
 
 import torch
 import tyro
-from torch import nn
+from step_ways import WARM_UP, Compile, Norm, Runner, Switch, Way, all_ways
 
-from fastirv2.errors import run_command
-from fastirv2.models import create
-from fastirv2.report.machine import seconds_of, spread, write_json
-from fastirv2.report.utilisation import forward_flop
-from fastirv2.training.distributed import Process, join
-from fastirv2.training.engine import Engine, choose_precision, unit
-from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
+from fastirv2.errors import UsageError, run_command
+from fastirv2.models import SMALLEST_INPUT, create
+from fastirv2.report.machine import device_name, seconds_of, spread, write_json
+from fastirv2.report.utilisation import forward_flop, peak_tflops
+from fastirv2.training.distributed import Process, join, leave
+from fastirv2.training.engine import choose_precision
 from fastirv2.training.plan import Amp
 
 
@@ -28,99 +34,161 @@ class Options:
     arch: Literal["paper", "slim"] = "paper"
     """Which network."""
     batch: tuple[int, ...] = ()
-    """Images a step, one measurement for each; by default 8 on a CPU, and 64, 128 and 256 on a GPU."""
+    """Images a step and rank; by default 8 on a CPU, and 64, 128 and 256 on a GPU."""
     size: int = 299
     """Side of the images in pixels."""
     amp: Amp = "auto"
     """Precision, as in training."""
+    compile: tuple[Compile, ...] = ("off",)
+    """off: eager; regional: each kind of block compiled once; full: the network as one graph."""
+    merge: tuple[Switch, ...] = ("on",)
+    """Whether 1×1 convolutions that read the same input run as one."""
+    norm: tuple[Norm, ...] = ("local",)
+    """Normalisation by each rank's own statistics, by all ranks' (shared), or by torch's SyncBatchNorm (torch; GPUs, eager)."""
+    vs: Literal["nothing", "timm"] = "nothing"
+    """Also measure timm's inception_resnet_v2, which is the slim network (pip install --no-deps timm huggingface_hub)."""
     rounds: int = 10
-    """Steps measured, after a warm-up of 3."""
+    """Measured steps of each, after a warm-up of 3."""
     device: str = "auto"
     """auto, cpu or cuda."""
     json: Path | None = None
     """Write the result into this file too."""
+    trace: Path | None = None
+    """Write a Chrome trace of three steps of the first way, at the last batch, into this file."""
+
+    def __post_init__(self) -> None:
+        if self.size < SMALLEST_INPUT or self.rounds < 1 or min(self.batch, default=1) < 1:
+            raise UsageError(
+                f"--size must be at least {SMALLEST_INPUT}, --rounds and --batch at least 1; "
+                f"got {self.size}, {self.rounds}, {self.batch}"
+            )
+        if self.vs == "timm" and self.arch != "slim":
+            raise UsageError("--vs timm is about the slim network, which timm's is: give --arch slim too")
 
 
 def product_rate(device: torch.device, amp: str, rounds: int) -> list[float]:
     """Return the yardstick: FLOP/s of a square matrix product in the step's precision."""
-    dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(amp, torch.float32)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}.get(amp, torch.float32)
     side = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
+    for _ in range(WARM_UP):
         a @ b
     return [2 * side**3 / seconds_of(lambda: a @ b, device) for _ in range(rounds)]
 
 
-def step_seconds(options: Options, process: Process, amp: Amp, batch: int) -> list[float]:
-    """Return the seconds of whole training steps of `batch` images."""
-    device = process.device
-    engine = Engine(create(options.arch), process, amp=amp, accumulation=1, normalise=unit)
-    optimizer = create_optimizer(engine.model, OptimizerConfig())
-    set_rate(optimizer, 1e-3)
-    shape = (batch, 3, options.size, options.size)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).contiguous(memory_format=torch.channels_last)
-    batches = repeat((images, torch.arange(batch, device=device) % 1000, batch))
-    for _ in range(3):
-        engine.step(batches, optimizer)
-    return [seconds_of(lambda: engine.step(batches, optimizer), device) for _ in range(options.rounds)]
+def measure_batch(
+    options: Options, process: Process, amp: Amp, batch: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure every way at one batch size, taking turns; return a row for each, and ratios to timm's network."""
+    ways = all_ways(options.arch, options.compile, options.merge, options.norm, options.vs)
+    try:
+        runners = [Runner(way, process, amp, batch, options.size) for way in ways]
+        seconds: dict[Way, list[float]] = {way: [] for way in ways}
+        for _ in range(options.rounds):
+            for runner in runners:
+                seconds[runner.way].append(runner.step_seconds())
+        evaluations = [runner.forward_seconds(options.rounds) for runner in runners]
+        if options.trace and process.first and batch == batches(options, process)[-1]:
+            runners[0].write_trace(options.trace)
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"{len(ways)} networks with {batch} images each do not fit this GPU; give a smaller --batch"
+        ) from error
+    images = batch * process.world
+    rows = [
+        runner.describe()
+        | {
+            "train": spread([images / s for s in seconds[runner.way]]),
+            "step_seconds": {"median": median(seconds[runner.way]), "p95": percentile_95(seconds[runner.way])},
+            "evaluate": spread([images / s for s in evaluation]),
+        }
+        for runner, evaluation in zip(runners, evaluations, strict=True)
+    ]
+    return rows, [ratio(way, batch, seconds) for way in ways if way.network != "timm" and options.vs == "timm"]
 
 
-def forward_seconds(options: Options, process: Process, amp: Amp, batch: int) -> list[float]:
-    """Return the seconds of forward passes in evaluation."""
-    device = process.device
-    engine = Engine(create(options.arch), process, amp=amp, accumulation=1, normalise=unit)
-    images = torch.randn(batch, 3, options.size, options.size, device=device, dtype=engine.dtype)
-    images = images.contiguous(memory_format=torch.channels_last)
-    model: nn.Module = engine.model.eval()
-    with torch.inference_mode(), engine.autocast():
-        for _ in range(3):
-            model(images)
-        return [seconds_of(lambda: model(images), device) for _ in range(options.rounds)]
+def percentile_95(values: list[float]) -> float:
+    """Return the 95th percentile, between the values next to it; of one value, that."""
+    return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 
-def measure(options: Options) -> dict[str, Any]:
+def ratio(way: Way, batch: int, seconds: dict[Way, list[float]]) -> dict[str, Any]:
+    """Return how many times faster than timm's a way is, compiled alike: of each round's two steps."""
+    theirs = seconds[Way("timm", way.compile, "off", "local")]
+    return {**asdict(way), "batch": batch, "ratio": spread([b / a for a, b in zip(seconds[way], theirs, strict=True)])}
+
+
+def batches(options: Options, process: Process) -> tuple[int, ...]:
+    """Return the batch sizes to measure."""
+    return options.batch or ((64, 128, 256) if process.device.type == "cuda" else (8,))
+
+
+def measure(options: Options, process: Process) -> dict[str, Any]:
     """Measure every batch size, and the yardstick before and after."""
-    process = join(options.device)
     amp = choose_precision(options.amp, process.device)
-    batches = options.batch or ((64, 128, 256) if process.device.type == "cuda" else (8,))
     flops = forward_flop(lambda: create(options.arch), options.size)
     product = product_rate(process.device, amp, options.rounds)
-    rows = []
-    for batch in batches:
-        if process.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        steps = step_seconds(options, process, amp, batch)
-        forward = forward_seconds(options, process, amp, batch)
-        memory = torch.cuda.max_memory_allocated() if process.device.type == "cuda" else None
-        rows.append({
-            "batch": batch, "train": spread([batch / s for s in steps]), "evaluate": spread([batch / s for s in forward]),
-            "peak_memory_bytes": memory,
-        })  # fmt: skip
-    product += product_rate(process.device, amp, options.rounds)
-    peak = spread(product)
+    rows, ratios, too_large = [], [], []
+    for batch in batches(options, process):
+        try:
+            of_batch, to_timm = measure_batch(options, process, amp, batch)
+        except torch.OutOfMemoryError:
+            too_large.append(batch)
+            continue
+        rows, ratios = rows + of_batch, ratios + to_timm
+    if not rows:
+        raise UsageError(f"the GPU's memory does not hold batches of {min(too_large)}; give a smaller --batch")
+    peak = spread(product + product_rate(process.device, amp, options.rounds))
+    known = process.world * 1e12 * peak_tflops(device_name(process.device), amp)
     for row in rows:
-        row["share_of_product"] = 3 * flops * row["train"]["median"] / peak["median"]
+        rate = 3 * flops * row["train"]["median"]
+        row["share_of_product"] = rate / (process.world * peak["median"])
+        row["mfu"] = rate / known if known else None
     return {
-        "arch": options.arch, "size": options.size, "amp": amp, "device": str(process.device), "rounds": options.rounds,
-        "forward_flop_per_image": flops, "product_flop_per_second": peak, "batches": rows,
+        "arch": options.arch, "size": options.size, "amp": amp, "device": str(process.device), "ranks": process.world,
+        "rounds": options.rounds, "forward_flop_per_image": flops, "product_flop_per_second": peak, "batches": rows,
+        "times_timm": ratios, "out_of_memory": too_large,
     }  # fmt: skip
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the result as a table."""
+    where = f"{result['amp']}, {result['ranks']} × {result['device']}"
+    print(f"{result['arch']} network, {result['size']}², {where}, medians of {result['rounds']} steps")
+    print(f"matrix product: {result['product_flop_per_second']['median'] / 1e12:.2f} TFLOP/s")
+    for row in result["batches"]:
+        milliseconds = {name: 1000 * seconds for name, seconds in row["step_seconds"].items()}
+        mfu = f", MFU {100 * row['mfu']:.1f} %" if row["mfu"] else ""
+        memory = f", {row['peak_memory_bytes'] / 2**30:.1f} GiB" if row["peak_memory_bytes"] else ""
+        print(
+            f"batch {row['batch']:4}, {way_of(row)}: training {row['train']['median']:9,.1f} images/s, "
+            f"{100 * row['share_of_product']:.0f} % of the product's rate{mfu}; {milliseconds['median']:,.0f} ms a step, "
+            f"{milliseconds['p95']:,.0f} at the 95th percentile, the first {row['first_step_seconds']:.1f} s{memory}; "
+            f"evaluation {row['evaluate']['median']:9,.1f} images/s"
+        )
+    for batch in result["out_of_memory"]:
+        print(f"batch {batch:4}: out of the GPU's memory")
+    for row in result["times_timm"]:
+        times = row["ratio"]
+        print(
+            f"batch {row['batch']:4}, {way_of(row)}: {times['median']:.2f} × timm's ({times['min']:.2f} to {times['max']:.2f})"
+        )
+
+
+def way_of(row: dict[str, Any]) -> Way:
+    """Return the way that a row of the result is about."""
+    return Way(row["network"], row["compile"], row["merge"], row["norm"])
 
 
 def main() -> None:
     """Read the command line, measure, print a table."""
     options = tyro.cli(Options, description=__doc__)
-    result = measure(options)
-    where = f"{result['amp']}, {result['device']}"
-    steps = f"medians of {result['rounds']} steps"
-    print(f"{result['arch']} network, {result['size']}², {where}, {steps}")
-    print(f"matrix product: {result['product_flop_per_second']['median'] / 1e12:.2f} TFLOP/s")
-    for row in result["batches"]:
-        share = f"{100 * row['share_of_product']:.0f} % of the product's rate"
-        print(
-            f"batch {row['batch']:4}: training {row['train']['median']:9,.1f} images/s, {share}; "
-            f"evaluation {row['evaluate']['median']:9,.1f} images/s"
-        )
-    write_json(options.json, result)
+    process = join(options.device)
+    result = measure(options, process)
+    if process.first:
+        show(result)
+        write_json(options.json, result)
+    leave()
 
 
 if __name__ == "__main__":

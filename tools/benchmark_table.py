@@ -34,14 +34,29 @@ def model_rows(found: Measured) -> list[Row]:
     """Rows of bench_model.py, one a batch and way."""
     rows = []
     for row in found["batches"]:
-        way = "".join(f", {row[name]}" for name in ("compile", "siblings", "norm") if row.get(name))
         images = (
             f"{_rate(row['train']['median'])} images/s, {100 * row['share_of_product']:.0f} % of the rate of a matrix product"
         )
         memory = f", {row['peak_memory_bytes'] / 2**30:.1f} GiB" if row.get("peak_memory_bytes") else ""
-        what = f"training step of `{found['arch']}` at {found['size']}², batch {row['batch']}, {found['amp']}{way}"
+        what = f"{_network(found, row)} at {found['size']}², batch {row['batch']}, {found['amp']}{_way(row)}"
         rows.append((what, f"{images} in that precision{memory}"))
+    for row in found.get("times_timm", []):
+        what = f"the same at batch {row['batch']}{_way(row)}, beside timm's step, taking turns on an {found['machine']['cpu']}"
+        rows.append((what, f"**{_ratio(row['ratio'])} timm's rate"))
     return rows
+
+
+def _network(found: Measured, row: Measured) -> str:
+    timms = row.get("network") == "timm"
+    return "training step of timm's `inception_resnet_v2`" if timms else f"training step of `{found['arch']}`"
+
+
+def _way(row: Measured) -> str:
+    """Say how a step is run, as far as it is not the usual way."""
+    compiled = f", compiled ({row['compile']})" if row.get("compile", "off") != "off" else ""
+    drawn = ", branches as drawn" if row.get("merge") == "off" and row["network"] != "timm" else ""
+    norm = {"shared": ", statistics over all ranks", "torch": ", torch's SyncBatchNorm"}.get(row.get("norm", ""), "")
+    return compiled + drawn + norm
 
 
 def train_rows(found: Measured) -> list[Row]:
