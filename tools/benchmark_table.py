@@ -37,9 +37,10 @@ def model_rows(found: Measured) -> list[Row]:
         images = (
             f"{_rate(row['train']['median'])} images/s, {100 * row['share_of_product']:.0f} % of the rate of a matrix product"
         )
+        mfu = f", MFU {100 * row['mfu']:.1f} %" if row.get("mfu") else ""
         memory = f", {row['peak_memory_bytes'] / 2**30:.1f} GiB" if row.get("peak_memory_bytes") else ""
         what = f"{_network(found, row)} at {found['size']}², batch {row['batch']}, {found['amp']}{_way(row)}"
-        rows.append((what, f"{images} in that precision{memory}"))
+        rows.append((what, f"{images} in that precision{mfu}{memory}"))
     for row in found.get("times_timm", []):
         what = f"the same at batch {row['batch']}{_way(row)}, beside timm's step, taking turns on an {found['machine']['cpu']}"
         rows.append((what, f"**{_ratio(row['ratio'])} timm's rate"))
