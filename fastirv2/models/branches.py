@@ -17,7 +17,8 @@ class Branches(nn.Module):
 
     Where `merge` is set, the 1×1 convolutions that read the input are one convolution and one normalisation over the channels
     of all, and each branch's last ReLU writes to its place in the concatenation. The mathematics is the same, and so are the
-    parameters, their gradients and the running statistics: weights are concatenated anew in each pass.
+    parameters, their gradients and the running statistics: weights are concatenated anew in each pass. Such branches, all of
+    which end in a normalised convolution, also scale what they put out for nothing.
     """
 
     def __init__(self, *branches: nn.Module) -> None:
@@ -27,10 +28,10 @@ class Branches(nn.Module):
         self.branches = branches
         self.merge = True
 
-    def concatenated(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, C, H, W) to (N, sum of the branches' channels, H', W')."""
+    def concatenated(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Map (N, C, H, W) to (N, sum of the branches' channels, H', W'); merged ones scale it by a number above 0."""
         if self.merge:
-            return _merged(self.branches, x)
+            return _merged(self.branches, x, scale)
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
@@ -49,39 +50,43 @@ def merge_siblings(model: nn.Module, merge: bool) -> None:
             module.merge = merge
 
 
-def _merged(branches: tuple[nn.Module, ...], x: torch.Tensor) -> torch.Tensor:
-    """Run the branches, their heads as one, and their last ReLUs into one tensor."""
+def _merged(branches: tuple[nn.Module, ...], x: torch.Tensor, scale: float) -> torch.Tensor:
+    """Run the branches, their heads as one, and their last ReLUs into one tensor.
+
+    A number above 0 goes through a ReLU, so that the last normalisation of each branch can scale for it.
+    """
     chains = [tuple(branch) if isinstance(branch, nn.Sequential) else (branch,) for branch in branches]
     siblings = [isinstance(chain[0], ConvNorm) and chain[0].conv.pointwise for chain in chains]
     if sum(siblings) < 2:
         siblings = [False] * len(chains)
-    begun = iter(_heads([chain[0] for chain, sibling in zip(chains, siblings, strict=True) if sibling], x))
+    heads = [chain for chain, sibling in zip(chains, siblings, strict=True) if sibling]
+    begun = iter(_heads([chain[0] for chain in heads], x, [scale if len(chain) == 1 else 1.0 for chain in heads]))
     ends = []
     for chain, sibling in zip(chains, siblings, strict=True):
-        y = next(begun) if sibling else _before_relu(chain[0], x)
+        y = next(begun) if sibling else _before_relu(chain[0], x, scale if len(chain) == 1 else 1.0)
         for previous, layer in pairwise(chain):
             if _has_relu(previous):  # a head's output is a slice, of which ReLU makes a dense tensor
                 y = y.relu() if sibling and previous is chain[0] else y.relu_()
-            y = _before_relu(layer, y)
+            y = _before_relu(layer, y, scale if layer is chain[-1] else 1.0)
         ends.append((y, _has_relu(chain[-1])))
     return _concatenate_activated(ends)
 
 
-def _heads(heads: list[ConvNorm], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _heads(heads: list[ConvNorm], x: torch.Tensor, scales: list[float]) -> tuple[torch.Tensor, ...]:
     """Return what each of `heads` has before its ReLU: slices of one tensor."""
     if not heads:
         return ()
     y = pointwise(x, torch.cat([head.conv.weight.to(x.dtype) for head in heads]))  # in autocast's type: half the bytes
-    return normalise([head.bn for head in heads], y).split([head.bn.num_features for head in heads], dim=1)
+    return normalise([head.bn for head in heads], y, scales).split([head.bn.num_features for head in heads], dim=1)
 
 
 def _has_relu(layer: nn.Module) -> bool:
     return isinstance(layer, ConvNorm) and layer.relu
 
 
-def _before_relu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return the layer's output before its ReLU, if it has one."""
-    return layer.bn(layer.conv(x)) if isinstance(layer, ConvNorm) else layer(x)
+def _before_relu(layer: nn.Module, x: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the layer's output before its ReLU, if it has one, scaled if it is normalised."""
+    return layer.bn(layer.conv(x), scale) if isinstance(layer, ConvNorm) else layer(x)
 
 
 def _concatenate_activated(parts: list[tuple[torch.Tensor, bool]]) -> torch.Tensor:

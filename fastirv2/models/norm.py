@@ -40,13 +40,12 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.statistics = Statistics()
         self.frozen = False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise `x` (N, C, H, W); in training mode the running statistics move by `momentum`."""
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Normalise `x` (N, C, H, W) and scale the result; in training mode the running statistics move by `momentum`."""
         if self.moving and self.statistics != Statistics():
-            return normalise((self,), x)
-        return functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.moving, self.momentum, self.eps
-        )
+            return normalise((self,), x, (scale,))
+        weight, bias = _scaled(self.weight, scale), _scaled(self.bias, scale)
+        return functional.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.moving, self.momentum, self.eps)
 
     @property
     def moving(self) -> bool:
@@ -54,13 +53,15 @@ class BatchNorm2d(nn.BatchNorm2d):
         return self.training and not self.frozen
 
 
-def normalise(layers: Sequence[BatchNorm2d], x: torch.Tensor) -> torch.Tensor:
+def normalise(layers: Sequence[BatchNorm2d], x: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
     """Normalise `x` (N, C, H, W), whose channels are those of `layers`, all alike, one layer after the other.
 
     It is what the layers would do, each with its own channels, at once: one kernel, and one collective of their statistics.
+    A layer's result is scaled by its place in `scales`, through its weight and bias: that costs no pass over the images.
     """
     first = layers[0]
-    weight, bias = (_joined([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    weight = _joined([_scaled(layer.weight, scale) for layer, scale in zip(layers, scales, strict=True)])
+    bias = _joined([_scaled(layer.bias, scale) for layer, scale in zip(layers, scales, strict=True)])
     means, variances = ([getattr(layer, name) for layer in layers] for name in ("running_mean", "running_var"))
     if not first.moving:
         return functional.batch_norm(x, _joined(means), _joined(variances), weight, bias, False, 0.0, first.eps)
@@ -69,6 +70,10 @@ def normalise(layers: Sequence[BatchNorm2d], x: torch.Tensor) -> torch.Tensor:
     # `.data`: where all statistics are views of one tensor, layers before this one have saved theirs, and never read them again
     torch._foreach_lerp_([old.data for old in means + variances], [*mean.split(widths), *var.split(widths)], first.momentum)
     return y
+
+
+def _scaled(parameter: torch.Tensor, scale: float) -> torch.Tensor:
+    return parameter if scale == 1 else parameter * scale
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -52,7 +52,10 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, channels, H, W) to the same shape."""
-        return scaled_sum(x, self.project(self.branches(x)), SCALE)
+        residual = self.branches(x)
+        if not self.branches.merge:
+            return scaled_sum(x, self.project(residual), SCALE)
+        return scaled_sum(x, self.project.bn(self.project.conv(residual), SCALE), 1)
 
 
 def block_a() -> Residual:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastirv2.models.branches import Branches, Concat
 from fastirv2.models.dropout import Dropout
-from fastirv2.models.layers import Classifier, ConvNorm, Convolution, GlobalPool, initialise, scaled_sum
+from fastirv2.models.layers import Classifier, ConvNorm, Convolution, GlobalPool, initialise, pointwise, scaled_sum
 from fastirv2.models.pooling import MaxPool
 
 Conv = partial(ConvNorm, eps=1e-3)
@@ -26,7 +26,10 @@ class Residual(Branches):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, channels, H, W) to the same shape."""
-        return scaled_sum(x, self.conv2d(self.concatenated(x)), self.scale, relu=self.relu)
+        if not self.merge:
+            return scaled_sum(x, self.conv2d(self.concatenated(x)), self.scale, relu=self.relu)
+        residual = pointwise(self.concatenated(x, self.scale), self.conv2d.weight, self.conv2d.bias * self.scale)
+        return scaled_sum(x, residual, 1, relu=self.relu)
 
 
 def mixed_5b() -> Concat:
