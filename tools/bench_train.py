@@ -134,7 +134,7 @@ def show(row: dict[str, Any], one: float) -> str:
     return (
         f"{row['ranks']:3} × {row['accumulation']} × {row['batch']} images: {rate:10,.1f} images/s, {ratio['median']:.3f} of "
         f"{synthetic:,.1f} without input ({ratio['min']:.3f} to {ratio['max']:.3f}); step {1000 * step['median']:,.1f} ms, p95 "
-        f"{1000 * step['p95']:,.1f}; waits {row['data_wait_share']:.0%}; input alone {alone:,.0f}; first step "
+        f"{1000 * step['p95']:,.1f}; waits {100 * row['data_wait_share']:.0f} %; input alone {alone:,.0f}; first step "
         f"{row['first_step_seconds']:.1f} s; scaling {rate / row['ranks'] / one:.3f}"
     )
 

@@ -55,7 +55,7 @@ def _network(found: Measured, row: Measured) -> str:
 def _way(row: Measured) -> str:
     """Say how a step is run, as far as it is not the usual way."""
     compiled = f", compiled ({row['compile']})" if row.get("compile", "off") != "off" else ""
-    drawn = ", branches as drawn" if row.get("merge") == "off" and row["network"] != "timm" else ""
+    drawn = ", branches as drawn" if row.get("merge") == "off" and row.get("network") != "timm" else ""
     norm = {"shared": ", statistics over all ranks", "torch": ", torch's SyncBatchNorm"}.get(row.get("norm", ""), "")
     return compiled + drawn + norm
 
@@ -65,18 +65,13 @@ def train_rows(found: Measured) -> list[Row]:
     rows = []
     for row in found["rows"]:
         ratio, step = row["both_to_synthetic"], row["both"]["step_seconds"]
-        way = f"compiled ({row['compile']})" if row["compile"] != "off" else "not compiled"
-        what = (
-            f"training `{row['arch']}` at {row['crop']}² from records ({found['data']}), {row['ranks']} × "
-            f"{row['accumulation']} × "
-            f"{row['batch']} images, {row['amp']}, {way}"
-        )
+        rate = _rate(row["both"]["images_per_second"]["median"])
+        images = f"{row['ranks']} × {row['accumulation']} × {row['batch']} images"
+        what = f"training `{row['arch']}` at {row['crop']}² from {found['data']}, {images}, {row['amp']}{_way(row)}"
         result = (
-            f"{_rate(row['both']['images_per_second']['median'])} images/s, **{ratio['median']:.3f} ×** the step on a "
-            f"batch that "
-            f"lies ready ({ratio['min']:.3f} to {ratio['max']:.3f}); a step {1000 * step['median']:,.0f} ms, 95 % within "
-            f"{1000 * step['p95']:,.0f}; waiting {100 * row['data_wait_share']:.0f} %; "
-            f"first step {row['first_step_seconds']:.1f} s"
+            f"{rate} images/s, **{ratio['median']:.3f} ×** the step on a batch that lies ready ({ratio['min']:.3f} to "
+            f"{ratio['max']:.3f}); a step {1000 * step['median']:,.0f} ms, 95 % within {1000 * step['p95']:,.0f}; waiting "
+            f"{100 * row['data_wait_share']:.0f} %; first step {row['first_step_seconds']:.1f} s"
         )
         rows.append((what, result))
     return rows
@@ -84,47 +79,42 @@ def train_rows(found: Measured) -> list[Row]:
 
 def data_rows(found: Measured) -> list[Row]:
     """Rows of bench_data.py."""
-    rates, ratios = found["images_per_second"], found["ratios"]
-    sizes = f"{found['resize']} → {found['crop']}, batches of {found['batch']}"
+    rates = {name: _rate(rate["median"]) for name, rate in found["images_per_second"].items()}
+    ratios = {name: _ratio(ratio) for name, ratio in found["ratios"].items()}
+    far = found["ratios"]["loader, resized / Pillow"]["median"]
     return [
         (
-            f"input from images of 500 × 375, {sizes}",
-            f"{_rate(rates['loader']['median'])} images/s, **{_ratio(ratios['loader / readers.caffe'])} DALI's own "
-            f"Caffe reader "
-            f"with the same operations, **{_ratio(ratios['loader / Pillow'])} Pillow in a torch DataLoader with as "
-            f"many workers",
+            f"input from images of 500 × 375, {found['resize']} → {found['crop']}, batches of {found['batch']}",
+            f"{rates['loader']} images/s, **{ratios['loader / readers.caffe']} DALI's own Caffe reader with the same "
+            f"operations, **{ratios['loader / Pillow']} Pillow in a torch DataLoader with as many workers",
         ),
         (
             f"the same from records of {found['resize']}²",
-            f"{_rate(rates['loader, resized']['median'])} images/s, "
-            f"**{_ratio(ratios['loader, resized / Pillow, resized'])} Pillow "
-            f"from the same records, {ratios['loader, resized / Pillow']['median']:.2f} × Pillow from the originals",
+            f"{rates['loader, resized']} images/s, **{ratios['loader, resized / Pillow, resized']} Pillow from the same "
+            f"records, {far:.2f} × Pillow from the originals",
         ),
         (
             "bringing records into a graph",
-            f"{_rate(rates['reading']['median'])} images/s, **{_ratio(ratios['reading / readers.caffe, reading'])} "
-            f"DALI's reader",
+            f"{rates['reading']} images/s, **{ratios['reading / readers.caffe, reading']} DALI's reader",
         ),
     ]
 
 
 def build_rows(found: Measured) -> list[Row]:
     """Rows of bench_data.py --build."""
-    plain, resized = found["speed"]["none"], found["speed"]["328x328"]
-    kilobytes = f"{found['bytes_per_image'] / 1000:.0f} kB"
+    plain, resized = (found["speed"][resize]["marginal"] for resize in ("none", "328x328"))
+    whole = found["speed"]["328x328"]["whole"]["ratio"]["median"]
     return [
         (
-            f"building from {kilobytes} JPEGs, nothing resized",
-            f"{_rate(plain['marginal']['images_per_second']['builder'])} images/s, {plain['marginal']['ratio']:.2f} "
-            f"of strictly "
-            "decoding the same files with as many processes and writing nothing",
+            f"building from {found['bytes_per_image'] / 1000:.0f} kB JPEGs, nothing resized",
+            f"{_rate(plain['images_per_second']['builder'])} images/s, {plain['ratio']:.2f} of strictly decoding the same "
+            "files with as many processes and writing nothing",
         ),
         (
             "the same with `--resize 328x328`",
-            f"{_rate(resized['marginal']['images_per_second']['builder'])} images/s, "
-            f"**{resized['marginal']['ratio']:.2f} ×** the "
-            "usual script (Pillow: open, convert, bilinear resize, save, LMDB put); both without start-up, which makes it "
-            f"{resized['whole']['ratio']['median']:.2f} × for all {found['images']:,}",
+            f"{_rate(resized['images_per_second']['builder'])} images/s, **{resized['ratio']:.2f} ×** the usual script "
+            "(Pillow: open, convert, bilinear resize, save, LMDB put); both without start-up, which makes it "
+            f"{whole:.2f} × for all {found['images']:,}",
         ),
     ]
 
@@ -132,14 +122,11 @@ def build_rows(found: Measured) -> list[Row]:
 def memory_rows(found: Measured) -> list[Row]:
     """Rows of bench_data.py --build --memory."""
     folders, lines = found["folders"], found["list"]
-    return [
-        (
-            "memory of all of a builder's processes",
-            f"{folders['peak_megabytes']:.0f} MB at most for {folders['built']:,} images, "
-            f"{lines['peak_megabytes']:.0f} MB for a "
-            f"list of {found['lines'] / 1e6:g} million lines",
-        )
-    ]
+    result = (
+        f"{folders['peak_megabytes']:.0f} MB at most for {folders['built']:,} images, {lines['peak_megabytes']:.0f} MB for a "
+        f"list of {found['lines'] / 1e6:g} million lines"
+    )
+    return [("memory of all of a builder's processes", result)]
 
 
 def soak_build_rows(found: Measured) -> list[Row]:

@@ -156,15 +156,19 @@ def screen(found: dict[str, Any]) -> str:
         f"images/s a device     input alone {rates['input']:,.1f}, step alone {rates['step']:,.1f}, both {rates['both']:,.1f}",
         f"step with input       median {1000 * step['median']:,.1f} ms, p95 {1000 * step['p95']:,.1f} ms",
         f"bound by              {said}",
-        f"lost to input         {found['lost_share']:.1%} of the step's rate; waits {measured['data_wait_share']:.1%} "
-        f"of the time",
-        f"roofline              {found['roofline_images_per_second']:,.0f} images/s: the step has {share['step']:.1%} "
-        f"of it, with "
-        f"input {share['both']:.1%} ({need})",
+        f"lost to input         {percent(found['lost_share'])} of the step's rate; the device waits for data in "
+        f"{percent(measured['data_wait_share'])} of the time",
+        f"roofline              {found['roofline_images_per_second']:,.0f} images/s ({need}): the step alone reaches "
+        f"{percent(share['step'])} of it, with its input {percent(share['both'])}",
         f"90 epochs of ImageNet on so many of these, scaling without loss   {times}",
         f"                      lim0606's two Titan X took 21 days = {PREDECESSOR_HOURS} hours",
         f"try next              {found['try_next']}",
     ])  # fmt: skip
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, with a digit after the point."""
+    return f"{100 * share:.1f} %"
 
 
 def _duration(value: float) -> str:

@@ -69,10 +69,13 @@ def _dali() -> str | None:
 
 
 def _command() -> str:
-    """Return the command line of this process, a tool's as it is given in the checkout."""
-    tool = Path(sys.argv[0])
+    """Return the command line of this process, a tool's as it is given in the checkout, without where the result goes."""
+    tool, words = Path(sys.argv[0]), sys.argv[1:]
+    if "--json" in words:
+        at = words.index("--json")
+        del words[at : at + 2]
     name = f"{tool.parent.name}/{tool.name}" if tool.parent.name == "tools" else tool.name
-    return shlex.join(["python", name, *sys.argv[1:]])
+    return shlex.join(["python", name, *words])
 
 
 def wait_for(device: torch.device) -> None:

@@ -112,13 +112,6 @@ class Compiler:
         """Return a context in which the network runs eagerly."""
         return torch.compiler.set_stance("force_eager")
 
-    def close(self) -> None:
-        """Count no longer."""
-        handler = torch._dynamo.callback.callback_handler  # type: ignore[attr-defined]
-        with contextlib.suppress(ValueError):
-            handler.remove_start_callback(self._start)
-            handler.remove_end_callback(self._end)
-
 
 def _graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]  # type: ignore[attr-defined]

@@ -36,9 +36,10 @@ def test_sizes_that_grow_are_compiled_once_each_and_a_run_that_stopped_goes_on_w
 
 
 @pytest.mark.soak
-def test_two_ranks_compile_with_gradients_averaged_and_stages_computed_again(trainer, tmp_path):
-    """A run may go on compiled that was begun without, and the other way round."""
-    options = ("--train.amp", "fp64", "--train.bn-batch", "4", "--train.recompute", "1")
+@pytest.mark.parametrize("images", ["4", "8"])
+def test_two_ranks_compile_with_gradients_averaged_and_stages_computed_again(trainer, tmp_path, images):
+    """With statistics over each rank's images, or over both ranks'. A run may go on compiled that was begun without."""
+    options = ("--train.amp", "fp64", "--train.bn-batch", images, "--train.recompute", "1")
     train(trainer, tmp_path / "1", *options, "--train.stop-after", "3")
     train(trainer, tmp_path / "2", *options, "--train.stop-after", "2", ranks=2)
     train(trainer, tmp_path / "2", *options, "--train.stop-after", "3", "--train.compile", "regional", ranks=2)
