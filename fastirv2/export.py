@@ -87,7 +87,8 @@ def timm_form(trained: Trained, out: Path) -> Form:
 
 def safetensors_form(trained: Trained, out: Path) -> Form:
     """Return tensors under our names, with all that is known in the header."""
-    usage = ["from fastirv2.trained import open_trained", f'trained = open_trained("{out.name}")  # .model, .classes, .input']
+    scores = 'scores = model(model.preprocess("photo.jpg")).softmax(1)  # in the order of model.classes'
+    usage = ["import fastirv2", f'model = fastirv2.load("{out.name}")', scores]
     return Form(save(trained.model.state_dict(), metadata(trained)), usage, {})
 
 
