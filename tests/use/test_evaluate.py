@@ -60,12 +60,12 @@ def plain(trained, image, crops, config):
 @pytest.mark.parametrize(("crops", "mode"), [(1, "warp"), (12, "warp"), (12, "short"), (144, None)])
 def test_probabilities_are_those_of_pillow_and_pytorch(trained, few, crops, mode):
     protocol = choose_protocol(trained.input, crops=crops, resize=None if crops == 144 else 88, resize_mode=mode, crop=80)
-    network, records = Network(trained, CPU, "fp32"), open_records(few)
-    order = ValidationOrder(records, protocol.input, batch=2, world=1, rank=0, crops=crops)
-    loader = Loader(records, order, protocol.input, batch=2, device=CPU, cpus=2)
-    ((numbers, scores),) = score(network, loader, order, 2, ALONE, 2)
+    network, records, count = Network(trained, CPU, "fp32"), open_records(few), 1 if crops == 144 else 2
+    order = ValidationOrder(records, protocol.input, batch=count, world=1, rank=0, crops=crops)
+    loader = Loader(records, order, protocol.input, batch=count, device=CPU, cpus=2)
+    numbers, scores = next(score(network, loader, order, 2, ALONE, count))
     loader.close()
-    assert numbers.tolist() == [0, 1]
+    assert numbers.tolist() == list(range(count))
     for number, probabilities in zip(numbers, scores.exp(), strict=True):
         with Image.open(few / records.names[number]) as image:
             expected = plain(trained, image.convert("RGB"), crops, protocol.input)
