@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -148,6 +149,8 @@ def evaluate(options: Options, process: Process, console: Console) -> None:
 def report(options: Options, task: Task, outcomes: Outcomes, amp: str, console: Console) -> None:
     """Print the score with its protocol, and write the tables."""
     counted = task.counted
+    if not counted.any():
+        raise DataError(f"none of the images of {task.records.path} that are to be scored can be decoded")
     place, loss = outcomes.place[counted], outcomes.loss[counted]
     score = Score(len(place), int((place < 1).sum()), int((place < 5).sum()), float(loss.mean()))
     left_out = len(task.records) - score.images
@@ -192,6 +195,7 @@ def _table(options: Options, task: Task, score: Score, amp: str, left_out: int) 
 def command() -> int:
     """Read the command line and do what it says; return the exit code."""
     first = os.environ.get("RANK", "0") == "0"
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files need not be text
     with contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO()):
         description = Options.__doc__
         options = tyro.cli(
