@@ -65,7 +65,7 @@ soak: $(READY)
 	@mkdir -p build
 	$(BIN)/python tools/soak.py --what build --json build/soak_build.json
 	$(BIN)/python tools/soak.py --json build/soak_train.json
-	RECIPE_STEPS=20 $(BIN)/python -m pytest tests/train/test_every_recipe.py
+	OWN_NETWORKS=yes $(BIN)/python -m pytest tests/train/test_every_recipe.py
 	$(BIN)/python -m pytest -m soak
 
 clean:

@@ -138,11 +138,20 @@ def soak_build_rows(found: Measured) -> list[Row]:
     return [(what, f"all {found['builds']} builds {how}")]
 
 
+def soak_train_rows(found: Measured) -> list[Row]:
+    """Rows of soak.py."""
+    kills = sum(found["killed"].values())
+    how = "to the bit as the undisturbed one" if found["same"] else "NOT all as the undisturbed one"
+    what = f"training of {found['steps']} steps on {found['ranks']} ranks, a rank or torchrun killed {kills} times by SIGKILL"
+    return [(what, f"all {found['runs']} runs {how}: {found['tensors']:,} tensors, {found['lines']} lines of metrics each")]
+
+
 KINDS: tuple[tuple[str, Callable[[Measured], list[Row]]], ...] = (  # what only a file of that kind holds
     ("batches", model_rows),
     ("both_to_synthetic", train_rows),
     ("speed", build_rows),
     ("folders", memory_rows),
+    ("killed", soak_train_rows),
     ("stops", soak_build_rows),
     ("ratios", data_rows),
 )

@@ -51,7 +51,7 @@ def demo_data(folder: Path) -> Path:
 def soak_train(folder: Path, options: Options) -> None:
     """Kill training runs and compare each."""
     data = options.data or demo_data(folder / "data")
-    result = train.soak(folder, data, kills=options.kills, steps=options.steps, ranks=options.ranks, seed=options.seed)
+    result = train.soak(folder, train.Case(data, options.steps, options.ranks), kills=options.kills, seed=options.seed)
     write_json(options.json, result)
     print(
         f"after {len(result['stops'])} kills, {result['runs']} runs of {options.steps} steps on {options.ranks} ranks ended "

@@ -40,12 +40,13 @@ class Case:
     data: Path
     steps: int
     ranks: int
+    module: str = "fastirv2.train"
 
     def command(self, run: Path) -> list[str]:
         """Return the training command for a run folder."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks)]
         paths = ["--train", str(self.data / "train"), "--val", str(self.data / "val"), "--out", str(run)]
-        start = [sys.executable, *launcher, "-m", "fastirv2.train", "--recipe", "demo", *paths, *SMALL]
+        start = [sys.executable, *launcher, "-m", self.module, "--recipe", "demo", *paths, *SMALL]
         return [*start, "--train.stop-after", str(self.steps)]
 
 
@@ -146,9 +147,9 @@ def count_tensors(state: Any) -> int:
     return isinstance(state, torch.Tensor)
 
 
-def soak(folder: Path, data: Path, *, kills: int, steps: int, ranks: int, seed: int) -> dict[str, Any]:
+def soak(folder: Path, case: Case, *, kills: int, seed: int) -> dict[str, Any]:
     """Do it all in `folder` and return what was done. Raises DataError at the first difference."""
-    choose, case = random.Random(seed), Case(data, steps, ranks)
+    choose = random.Random(seed)
     seconds = finish(case, folder / "calm")
     stops: list[dict[str, Any]] = []
     runs, same = 0, {"lines": 0, "tensors": 0}
@@ -165,6 +166,6 @@ def soak(folder: Path, data: Path, *, kills: int, steps: int, ranks: int, seed: 
         shutil.rmtree(run)
         runs += 1
     return {
-        "what": __doc__, "steps": steps, "ranks": ranks, "seed": seed, "undisturbed_seconds": seconds, "runs": runs,
+        "what": __doc__, "steps": case.steps, "ranks": case.ranks, "seed": seed, "undisturbed_seconds": seconds, "runs": runs,
         "killed": dict(Counter(stop["killed"] for stop in stops)), "same": True, **same, "stops": stops,
     }  # fmt: skip

@@ -13,7 +13,7 @@ from fastirv2.models.paper import Paper
 from fastirv2.models.slim import Slim
 from fastirv2.models.weights import load_weights
 
-__all__ = ["ARCHITECTURES", "SMALLEST_INPUT", "ModelConfig", "create", "load_weights"]
+__all__ = ["ARCHITECTURES", "SMALLEST_INPUT", "ModelConfig", "create", "last_maps", "load_weights"]
 
 SMALLEST_INPUT = 75  # pixels a side: below it a reduction has nothing left to reduce
 ARCHITECTURES: dict[str, type[nn.Module]] = {"paper": Paper, "slim": Slim}
@@ -37,6 +37,13 @@ class ModelConfig:
             raise UsageError(
                 f"model: classes must not be negative and dropout must lie in [0, 1); got {self.classes}, {self.dropout}"
             )
+
+
+def last_maps(size: int) -> int:
+    """Return the side of either network's last maps for images of `size` pixels: 8 for 299, 1 for 75."""
+    for stride in (2, 1, 2, 1, 2, 2, 2):  # of the convolutions and pools of 3 × 3 that a path passes without padding
+        size = (size - 3) // stride + 1
+    return size
 
 
 def create(arch: str, num_classes: int = 1000, dropout: float = 0.2, *, merge: bool = True) -> nn.Module:

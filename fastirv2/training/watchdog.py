@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -91,8 +92,9 @@ class Watchdog:
 
     def end(self, sentence: str, code: int = DataError.exit_code) -> None:
         """End this process from a thread that is not the main one, since what that waits for will not come."""
-        if sentence:
-            print(f"{self._program}: {sentence}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # whoever read it may have died with the launcher
+            if sentence:
+                print(f"{self._program}: {sentence}", file=sys.stderr, flush=True)
         last = threading.Thread(target=self.tell, args=(code,), daemon=True)
         last.start()
         last.join(SECONDS)

@@ -18,6 +18,17 @@ TABLE = Path(__file__).parent / "predecessor_layers.csv"
 COLUMNS = ("in_channels", "out_channels", "kernel_h", "kernel_w", "stride", "pad_h", "pad_w")
 
 
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+@pytest.mark.parametrize("size", [75, 90, 107, 112, 299])
+def test_the_last_maps_are_as_large_as_it_is_said(arch, size):
+    with torch.device("meta"):
+        model = models.create(arch, 2).eval()
+        sides = []
+        model.pool.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[2:]))
+        model(torch.empty(1, 3, size, size))
+    assert sides == [(models.last_maps(size),) * 2]
+
+
 def table_rows() -> list[Operation]:
     """The table's rows without its `flatten`, the later nodes renumbered."""
     with TABLE.open() as file:

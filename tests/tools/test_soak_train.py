@@ -1,6 +1,7 @@
 """The trainer's soak kills ranks and their launcher at any moment, and sees when a bit differs."""
 
 import json
+import random
 import shutil
 import sys
 
@@ -8,7 +9,6 @@ import pytest
 import torch
 
 from fastirv2.errors import DataError
-from tests.processes import run_python
 from tests.tools.test_tools import TOOLS
 
 sys.path.insert(0, str(TOOLS))
@@ -16,19 +16,18 @@ sys.path.insert(0, str(TOOLS))
 import soak_train
 
 
-@pytest.mark.soak
-def test_killed_runs_of_60_steps_on_two_ranks_end_as_an_undisturbed_one(file_list, tmp_path):
+def test_killed_three_times_a_run_of_60_steps_on_two_ranks_ends_as_an_undisturbed_one(file_list, tmp_path, monkeypatch):
+    """With a small network; that of the soak is the paper's."""
     lines = [f"{file_list.parent}/{line}\n" for line in file_list.read_text().splitlines()]
     for name, times in (("train", 5), ("val", 1)):  # two epochs
         (tmp_path / name).write_text("".join(lines * times))
-    done = run_python(TOOLS / "soak.py", "--kills", "3", "--data", tmp_path, "--json", tmp_path / "result.json", timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    soaked = json.loads((tmp_path / "result.json").read_text())
+    monkeypatch.setenv("PASS_SECONDS", "0.1")
+    case = soak_train.Case(tmp_path, steps=60, ranks=2, module="tests.train.small_network")
+    soaked = soak_train.soak(tmp_path, case, kills=3, seed=random.randrange(2**32))
     assert (soaked["steps"], soaked["ranks"], soaked["same"]) == (60, 2, True)
     assert len(soaked["stops"]) == 3
     assert {stop["killed"] for stop in soaked["stops"]} <= {"torchrun", "rank 0", "rank 1"}
     assert soaked["lines"] >= 20
-    assert "ended exactly as the undisturbed one" in done.stdout
 
 
 @pytest.fixture

@@ -5,10 +5,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from fastirv2 import train
+from fastirv2 import models, train
 from fastirv2.config import recipe_names
+from tests.train.small_network import SmallNetwork
 
-STEPS, BATCH = int(os.environ.get("RECIPE_STEPS", "6")), 2  # `make soak` takes 20
+STEPS, BATCH = 20, 4
+# One recipe of each network trains it; the others a small one, as far as their networks are not the point. `make soak` has
+# every recipe train its own.
+OWN = recipe_names() if "OWN_NETWORKS" in os.environ else ["paper", "finetune"]
 SMALL = {"input.crop": 75, "input.resize": 82, "input.threads": 1, "train.amp": "fp32", "train.epochs": 1, "log.every": 1}
 SMALL |= {"train.global-batch": BATCH, "train.bn-batch": BATCH}
 
@@ -27,5 +31,7 @@ def run(recipe, train_path, val_path, out):
 
 if __name__ == "__main__":
     train_path, val_path, folder = sys.argv[1:]
+    own, small = dict(models.ARCHITECTURES), dict.fromkeys(models.ARCHITECTURES, SmallNetwork)
     for name in recipe_names():
+        models.ARCHITECTURES.update(own if name in OWN else small)
         run(name, train_path, val_path, Path(folder, name))

@@ -1,6 +1,8 @@
 """A recipe small enough to be trained within a test, and ways to start and read runs."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import torch
 
 from tests.processes import run_python, torchrun
 
+OF_THE_RUN = ("config", "interval_seconds", "unlogged")  # what a checkpoint holds of a run besides what it has learned
 RECIPE = """
 [input]
 resize = 82
@@ -37,18 +40,21 @@ class Trainer:
 
     recipe: Path
     data: Path
+    module: str = "fastirv2.train"
 
     def arguments(self, out, *options, train=None, val=None):
         paths = ("--train", str(train or self.data), "--val", str(val or self.data), "--out", str(out))
-        return ("-m", "fastirv2.train", "--recipe", str(self.recipe), *paths, *options)
+        return ("-m", self.module, "--recipe", str(self.recipe), *paths, *options)
 
     def __call__(self, out, *options, ranks=1, **paths):
         arguments = self.arguments(out, *options, **paths)
         return run_python(*arguments) if ranks == 1 else torchrun(ranks, *arguments)
 
-    def start(self, out, *options):
-        line = [sys.executable, *self.arguments(out, *options)]
-        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def start(self, out, *options, before=(), **paths):
+        """Start a run to which something is to happen, and whose passes take their time for it; `before` is before python."""
+        line = [*before, sys.executable, *self.arguments(out, *options, **paths)]
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        return subprocess.Popen(line, stdin=subprocess.DEVNULL, text=True, env={**os.environ, "PASS_SECONDS": "0.1"}, **pipes)
 
 
 @pytest.fixture
@@ -56,6 +62,26 @@ def trainer(tmp_path, lmdb_folder):
     recipe = tmp_path / "small.toml"
     recipe.write_text(RECIPE)
     return Trainer(recipe, lmdb_folder)
+
+
+def several(*runs):
+    """Run the trainer with each of these lists of arguments, in one process; return what would be each one's process."""
+    done = run_python("-m", "tests.train.several", *(json.dumps([*map(str, arguments)]) for arguments in runs))
+    assert_done(done)
+    results = zip(runs, json.loads(done.stdout), strict=True)
+    return [subprocess.CompletedProcess(arguments, **result) for arguments, result in results]
+
+
+def light_trainer(folder, data):
+    """A trainer with a small network, for what has to do with runs and not with their network; its recipe is in `folder`."""
+    recipe = folder / "small.toml"
+    recipe.write_text(RECIPE)
+    return Trainer(recipe, data, module="tests.train.small_network")
+
+
+@pytest.fixture
+def light(tmp_path, lmdb_folder):
+    return light_trainer(tmp_path, lmdb_folder)
 
 
 def metrics(run, kind):
@@ -76,6 +102,38 @@ def latest(run):
 def assert_done(process, code=0):
     assert process.returncode == code, process.stdout + process.stderr
     assert "Traceback" not in process.stderr
+
+
+def leaves(value, name=""):
+    """The tensors and plain values in nested ones, each with where it lies."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, item in items:
+        yield from leaves(item, f"{name}.{key}")
+    if not items:
+        yield name, value
+
+
+def assert_the_same(run, other):
+    """Two runs have learned the same to the bit: every tensor of their checkpoints and every line of their logs."""
+    assert learned(run) == learned(other)
+    states = [{name: value for name, value in latest(each).items() if name not in OF_THE_RUN} for each in (run, other)]
+    assert dict(leaves(states[0])).keys() == dict(leaves(states[1])).keys()
+    theirs = dict(leaves(states[1]))
+    for name, value in leaves(states[0]):
+        assert torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name], name
+
+
+def goes_on_from_an_earlier_checkpoint(trainer, folder, *options):
+    """Train, and then once more from a checkpoint after step 2, as after a kill: both runs end the same."""
+    options = ("--checkpoint.steps", "2", "--checkpoint.keep", "99", *options)
+    assert_done(trainer(folder / "whole", *options))
+    copy = shutil.copytree(folder / "whole", folder / "again", symlinks=True)
+    for path in sorted(copy.glob("checkpoints/step-*.pt"))[1:]:
+        path.unlink()
+    again = trainer(copy, *options)
+    assert_done(again)
+    assert "going on after step 2\n" in again.stdout
+    assert_the_same(folder / "whole", copy)
 
 
 def wait_for_line(run, text, process):

@@ -16,17 +16,17 @@ def spoilt(images, tmp_path):
     return copy, copy / "cat/05.jpg"
 
 
-def test_it_stops_with_the_state_saved_and_goes_on_without_the_record(trainer, spoilt, tmp_path):
+def test_it_stops_with_the_state_saved_and_goes_on_without_the_record(light, spoilt, tmp_path):
     data, bad = spoilt
     run = tmp_path / "run"
-    stopped = trainer(run, train=data, ranks=2)
+    stopped = light(run, train=data, ranks=2)
     assert f"fastirv2.train: {bad} cannot be decoded (it is no image); " in stopped.stderr
     assert stopped.stderr.count("cannot be decoded") == 1
     assert "--data.on-bad skip" in stopped.stderr
     step = latest(run)["step"]
     assert 0 < step < 9
 
-    done = trainer(run, "--data.on-bad", "skip", train=data, ranks=2)
+    done = light(run, "--data.on-bad", "skip", train=data, ranks=2)
     assert_done(done)
     assert f"going on after step {step}" in done.stdout
     assert [line["step"] for line in metrics(run, "train")] == list(range(1, 10))
@@ -36,36 +36,34 @@ def test_it_stops_with_the_state_saved_and_goes_on_without_the_record(trainer, s
     assert "another record of its batch takes its place" in done.stderr
 
 
-def test_in_validation_it_stops_too_and_the_epoch_is_validated_when_it_goes_on(trainer, spoilt, tmp_path):
+def test_in_validation_it_stops_too_and_the_epoch_is_validated_when_it_goes_on(light, spoilt, tmp_path):
     run = tmp_path / "run"
-    assert_done(trainer(run, val=spoilt[0]), 65)
+    assert_done(light(run, val=spoilt[0]), 65)
     assert latest(run)["step"] in (3, 4)
-    assert_done(trainer(run, "--data.on-bad", "skip", val=spoilt[0]))
+    assert_done(light(run, "--data.on-bad", "skip", val=spoilt[0]))
     assert [(line["epoch"], line["images"]) for line in metrics(run, "val")] == [(1, 23), (2, 23), (3, 23)]
 
 
-def test_in_the_last_step_it_is_not_lost(trainer, spoilt, tmp_path):
+def test_in_the_last_step_it_is_not_lost(light, spoilt, tmp_path):
     run = tmp_path / "run"
-    assert_done(
-        trainer(run, "--train.global-batch", "23", "--train.bn-batch", "23", "--train.epochs", "1", train=spoilt[0]), 65
-    )
+    assert_done(light(run, "--train.global-batch", "23", "--train.bn-batch", "23", "--train.epochs", "1", train=spoilt[0]), 65)
     assert latest(run)["step"] == 1
 
 
-def test_more_than_a_thousandth_is_not_skipped(trainer, spoilt, tmp_path):
+def test_more_than_a_thousandth_is_not_skipped(light, spoilt, tmp_path):
     data, _ = spoilt
     for name in ("cat/01.jpg", "dog/02.jpg"):
         (data / name).write_bytes(b"no image")
-    ended = trainer(tmp_path / "run", "--data.on-bad", "skip", train=data)
+    ended = light(tmp_path / "run", "--data.on-bad", "skip", train=data)
     assert_done(ended, 65)
     assert "records cannot be decoded, more than 0.1 % of an epoch" in ended.stderr
     assert latest(tmp_path / "run")["step"] > 0
 
 
-def test_an_lmdb_that_is_cut_under_a_running_job_ends_it_with_a_sentence(trainer, lmdb_folder, tmp_path):
+def test_an_lmdb_that_is_cut_under_a_running_job_ends_it_with_a_sentence(light, lmdb_folder, tmp_path):
     data = shutil.copytree(lmdb_folder, tmp_path / "lmdb")
     run = tmp_path / "run"
-    process = trainer.start(run, "--train", str(data), "--train.epochs", "200", "--checkpoint.steps", "1")
+    process = light.start(run, "--train", str(data), "--train.epochs", "200", "--checkpoint.steps", "1")
     wait_for_line(run, '"step": 2,', process)
     os.truncate(data / "data.mdb", 4096)
     _, said = process.communicate(timeout=120)

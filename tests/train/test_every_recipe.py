@@ -13,7 +13,7 @@ from tests.train.conftest import metrics
 
 @pytest.fixture(scope="module")
 def runs(file_list, tmp_path_factory):
-    """All recipes' runs of one epoch of few steps, and what they said."""
+    """All recipes' runs of one epoch of 20 steps, and what they said."""
     folder = tmp_path_factory.mktemp("recipes")
     lines = [f"{file_list.parent / path} {label}\n" for path, label in map(str.split, file_list.read_text().splitlines())]
     (folder / "train.txt").write_text("".join((lines[::5] * STEPS)[: STEPS * BATCH]))

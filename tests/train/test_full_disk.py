@@ -7,12 +7,12 @@ import sys
 from tests.processes import full_disk
 from tests.train.conftest import assert_done, latest, metrics
 
-SMALL = 1_000_000  # bytes: logs fit, checkpoints do not
+SMALL = 60_000  # bytes: logs fit, checkpoints do not
 
 
-def test_a_run_outlives_a_full_disk(trainer, tmp_path):
+def test_a_run_outlives_a_full_disk(light, tmp_path):
     run = tmp_path / "run"
-    process = trainer.start(run, "--checkpoint.steps", "1", "--train.epochs", "2")
+    process = light.start(run, "--checkpoint.steps", "1", "--train.epochs", "2")
     with full_disk(SMALL, process.pid):
         warning = process.stderr.readline()
         assert not (run / "checkpoints/latest.pt").exists()
@@ -26,8 +26,8 @@ def test_a_run_outlives_a_full_disk(trainer, tmp_path):
     assert [line["step"] for line in metrics(run, "train")] == list(range(1, 7))
 
 
-def test_a_run_that_ends_on_a_full_disk_says_that_its_state_is_not_saved(trainer, tmp_path):
-    line = [sys.executable, *trainer.arguments(tmp_path / "run", "--train.stop-after", "1")]
+def test_a_run_that_ends_on_a_full_disk_says_that_its_state_is_not_saved(light, tmp_path):
+    line = [sys.executable, *light.arguments(tmp_path / "run", "--train.stop-after", "1")]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, resource.RLIM_INFINITY))  # noqa: E731
     done = subprocess.run(line, preexec_fn=limit, capture_output=True, text=True, check=False, timeout=120)
     assert_done(done, 65)

@@ -4,38 +4,32 @@ import csv
 import dataclasses
 import shutil
 import signal
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 import torch
 
-from fastirv2 import models
 from fastirv2.files import tomllib
-from tests.train.conftest import assert_done, latest, learned, metrics, wait_for_line
+from tests.train.conftest import (
+    assert_done,
+    assert_the_same,
+    goes_on_from_an_earlier_checkpoint,
+    latest,
+    learned,
+    light_trainer,
+    metrics,
+    wait_for_line,
+)
+from tests.train.small_network import SmallNetwork
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, lmdb_folder):
     """A whole run, with a checkpoint at every step."""
-    from tests.train.conftest import RECIPE, Trainer
-
     folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "small.toml").write_text(RECIPE)
-    done = Trainer(folder / "small.toml", lmdb_folder)(folder / "run")
+    done = light_trainer(folder, lmdb_folder)(folder / "run")
     assert_done(done)
     return folder / "run", done.stdout
-
-
-def assert_same_end(run, undisturbed):
-    assert learned(run) == learned(undisturbed)
-    ours, theirs = latest(run), latest(undisturbed)
-    assert ours["step"] == theirs["step"]
-    for name, value in theirs["model"].items():
-        assert torch.equal(ours["model"][name], value), name
-    for number, state in theirs["optimizer"]["state"].items():
-        assert torch.equal(ours["optimizer"]["state"][number]["momentum_buffer"], state["momentum_buffer"])
 
 
 def test_what_a_run_leaves(undisturbed):
@@ -67,51 +61,50 @@ def test_tensorboard_shows_the_lines(undisturbed):
     assert shown["loss/train"] == [(line["step"], pytest.approx(line["loss"])) for line in metrics(run, "train")]
 
 
-def test_given_again_it_says_that_it_is_done(undisturbed, trainer, tmp_path):
+def test_given_again_it_says_that_it_is_done(undisturbed, light, tmp_path):
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")}
     (run / "curves.png").unlink()
-    again = trainer(run)
+    again = light(run)
     assert_done(again)
     assert f"{run} is done: 3 epochs, best top-1 error" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.pt")} == before
     assert (run / "curves.png").exists()
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_its_metrics_anew(undisturbed, trainer, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_begins_its_metrics_anew(undisturbed, light, tmp_path):
     run = tmp_path / "run"
-    process = trainer.start(run)
+    process = light.start(run)
     wait_for_line(run, '"step": 1,', process)
     process.kill()
     process.communicate()
-    assert_done(trainer(run))
-    assert_same_end(run, undisturbed[0])
+    assert_done(light(run))
+    assert_the_same(run, undisturbed[0])
 
 
-def test_stopped_during_validation_it_saves_and_validates_when_it_goes_on(trainer, file_list, tmp_path):
+def test_stopped_during_validation_it_saves_and_validates_when_it_goes_on(light, file_list, tmp_path):
     run, many = tmp_path / "run", tmp_path / "many.txt"
     images = file_list.parent
     many.write_text("".join(f"{images}/{line}\n" for line in file_list.read_text().splitlines()) * 20)
     options, val = ("--train.epochs", "1"), {"train": file_list, "val": many}
-    line = [sys.executable, *trainer.arguments(run, *options, **val)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = light.start(run, *options, **val)
     wait_for_line(run, '"step": 3,', process)
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert latest(run)["pending"] == 1
     assert metrics(run, "val") == []
-    assert_done(trainer(run, *options, **val))
+    assert_done(light(run, *options, **val))
     assert [(line["epoch"], line["images"]) for line in metrics(run, "val")] == [(1, 460)]
     assert latest(run)["pending"] == 0
     assert (run / "curves.png").exists()
 
 
-def test_a_second_trainer_on_a_run_is_told_who_holds_it(trainer, tmp_path):
+def test_a_second_trainer_on_a_run_is_told_who_holds_it(light, tmp_path):
     run, long = tmp_path / "run", ("--train.epochs", "99")
-    process = trainer.start(run, *long)
+    process = light.start(run, *long)
     wait_for_line(run, '"step": 1,', process)
-    refused = [trainer(run, *long), trainer(run, *long, "--fresh")]
+    refused = [light(run, *long), light(run, *long, "--fresh")]
     process.kill()
     process.communicate()
     sentence = f"process {process.pid} trains in {run} already; wait for it, end it, or give another --out"
@@ -121,10 +114,10 @@ def test_a_second_trainer_on_a_run_is_told_who_holds_it(trainer, tmp_path):
     assert not (tmp_path / "run.1").exists()
 
 
-def test_a_run_that_diverges_ends_with_70_and_keeps_only_finite_weights(trainer, tmp_path):
+def test_a_run_that_diverges_ends_with_70_and_keeps_only_finite_weights(light, tmp_path):
     run = tmp_path / "run"
     options = ("--schedule.rate", "1e12", "--log.every", "3", "--checkpoint.steps", "1", "--train.patience", "3")
-    done = trainer(run, *options)
+    done = light(run, *options)
     assert_done(done, 70)
     assert "training diverged" in done.stderr
     for path in run.rglob("step-*.pt"):
@@ -132,10 +125,10 @@ def test_a_run_that_diverges_ends_with_70_and_keeps_only_finite_weights(trainer,
         assert all(value.isfinite().all() for name, value in state["model"].items() if "running" not in name)
 
 
-def test_its_config_is_a_recipe(undisturbed, trainer, tmp_path):
+def test_its_config_is_a_recipe(undisturbed, light, tmp_path):
     table = tomllib.loads((undisturbed[0] / "config.toml").read_text())
-    assert table["data"]["train"] == str(trainer.data)
-    again = dataclasses.replace(trainer, recipe=undisturbed[0] / "config.toml")
+    assert table["data"]["train"] == str(light.data)
+    again = dataclasses.replace(light, recipe=undisturbed[0] / "config.toml")
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
     done = again(run)
     assert_done(done)
@@ -145,12 +138,9 @@ def test_its_config_is_a_recipe(undisturbed, trainer, tmp_path):
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory, lmdb_folder):
     """A run stopped after its first step, of twice the batch that its recipe is for; it averages its weights."""
-    from tests.train.conftest import RECIPE, Trainer
-
     folder = tmp_path_factory.mktemp("one_step")
-    (folder / "small.toml").write_text(RECIPE + "[ema]\ndecay = 0.3\n")
-    trainer = Trainer(folder / "small.toml", lmdb_folder)
-    command = partial(trainer, folder / "run", "--schedule.batch", "4", "--train.stop-after", "1")
+    options = ("--schedule.batch", "4", "--ema.decay", "0.3", "--train.stop-after", "1")
+    command = partial(light_trainer(folder, lmdb_folder), folder / "run", *options)
     first = command()
     assert_done(first)
     return folder / "run", first.stdout, command
@@ -170,24 +160,36 @@ def test_weights_are_averaged_over_as_many_images_as_the_recipe_does(one_step):
     assert "weights averaged with decay 0.09 a step instead of 0.3" in said
     state = latest(run)
     torch.manual_seed(0)
-    for name, before in models.create("paper", 2).state_dict().items():
+    for name, before in SmallNetwork(2, 0.2).state_dict().items():
         if before.is_floating_point():
             after, average = state["model"][name], state["ema"]["weights"][name]
             torch.testing.assert_close(average, 0.09 * before + 0.91 * after, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_stopped_after_a_step_it_goes_on_to_the_same_bits(undisturbed, trainer, tmp_path):
+def test_stopped_after_a_step_it_goes_on_to_the_same_bits(undisturbed, light, tmp_path):
     run = tmp_path / "run"
     for stop in ("2", "5"):
-        assert_done(trainer(run, "--train.stop-after", stop))
-    assert_done(trainer(run))
-    assert_same_end(run, undisturbed[0])
+        assert_done(light(run, "--train.stop-after", stop))
+    assert_done(light(run))
+    assert_the_same(run, undisturbed[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--optimizer.kind", "rmsprop", "--optimizer.clip", "0.5", "--ema.decay", "0.9", "--train.amp", "bf16"),
+        ("--optimizer.kind", "lamb", "--train.batch", "4", "--train.bn-batch", "4", "--train.recalibrate", "2"),
+    ],
+    ids=["averaged in bf16", "accumulated"],
+)
+def test_whatever_it_keeps_goes_on_to_the_same_bits(light, tmp_path, options):
+    goes_on_from_an_earlier_checkpoint(light, tmp_path, *options)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_by_a_signal_it_saves_says_so_and_goes_on(undisturbed, trainer, tmp_path, number):
+def test_stopped_by_a_signal_it_saves_says_so_and_goes_on(undisturbed, light, tmp_path, number):
     run = tmp_path / "run"
-    process = trainer.start(run)
+    process = light.start(run)
     wait_for_line(run, '"step": 2,', process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
@@ -195,50 +197,49 @@ def test_stopped_by_a_signal_it_saves_says_so_and_goes_on(undisturbed, trainer, 
     step = latest(run)["step"]
     stopped = f"stopped by {signal.Signals(number).name} after step {step}"
     assert said.strip() == f"fastirv2.train: {stopped}; the state is saved and the same command goes on"
-    assert_done(trainer(run))
-    assert_same_end(run, undisturbed[0])
+    assert_done(light(run))
+    assert_the_same(run, undisturbed[0])
 
 
-def test_a_cut_checkpoint_is_passed_over_for_the_one_before(undisturbed, trainer, tmp_path):
+def test_a_cut_checkpoint_is_passed_over_for_the_one_before(undisturbed, light, tmp_path):
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
     last = run / "checkpoints/step-00000009.pt"
     last.write_bytes(last.read_bytes()[:1000])
-    done = trainer(run)
+    done = light(run)
     assert_done(done)
     assert f"warning: checkpoint {last} cannot be read" in done.stderr
     assert "it is set aside as step-00000009.broken, and the one before it is used" in done.stderr
     assert "going on after step 6" in done.stdout
-    assert_same_end(run, undisturbed[0])
+    assert_the_same(run, undisturbed[0])
 
 
-def test_other_settings_are_refused_with_the_differences(undisturbed, trainer, tmp_path):
+def test_other_settings_are_refused_with_the_differences(undisturbed, light, tmp_path):
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
     before = (run / "config.toml").read_text()
-    refused = trainer(run, "--schedule.rate", "0.02", "--model.dropout", "0.5")
+    refused = light(run, "--schedule.rate", "0.02", "--model.dropout", "0.5")
     assert_done(refused, 2)
     assert "model.dropout: 0.2 → 0.5" in refused.stderr
     assert "schedule.rate: 0.01 → 0.02" in refused.stderr
     assert (run / "config.toml").read_text() == before
 
 
-def test_what_changes_no_result_may_change(undisturbed, trainer, tmp_path):
+def test_what_changes_no_result_may_change(undisturbed, light, tmp_path):
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
-    moved = shutil.copytree(trainer.data, tmp_path / "moved")
-    assert_done(trainer(run, "--log.every", "5", "--input.threads", "2", "--checkpoint.keep", "1", train=moved))
+    moved = shutil.copytree(light.data, tmp_path / "moved")
+    assert_done(light(run, "--log.every", "5", "--input.threads", "2", "--checkpoint.keep", "1", train=moved))
 
 
-def test_fresh_moves_the_old_run_aside_and_deletes_nothing(undisturbed, trainer, tmp_path):
+def test_fresh_moves_the_old_run_aside_and_deletes_nothing(undisturbed, light, tmp_path):
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
     (tmp_path / "run.1").mkdir()
-    assert_done(trainer(run, "--fresh", "--train.stop-after", "1"))
+    assert_done(light(run, "--fresh", "--train.stop-after", "1"))
     assert learned(tmp_path / "run.2") == learned(undisturbed[0])
     assert latest(run)["step"] == 1
 
 
-def test_under_nohup_a_lost_terminal_does_not_stop_it(trainer, tmp_path):
+def test_under_nohup_a_lost_terminal_does_not_stop_it(light, tmp_path):
     run = tmp_path / "run"
-    line = ["nohup", sys.executable, *trainer.arguments(run, "--train.epochs", "1")]
-    process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = light.start(run, "--train.epochs", "1", before=["nohup"])
     wait_for_line(run, '"step": 1,', process)
     process.send_signal(signal.SIGHUP)
     said, _ = process.communicate(timeout=60)

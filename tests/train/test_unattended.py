@@ -4,24 +4,23 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.processes import gone, start_ranks
-from tests.train.conftest import latest, metrics, wait_for_line
-from tests.train.test_going_on import assert_same_end
+from tests.train.conftest import assert_the_same, latest, metrics, wait_for_line
 
 SIZE = ("--train.epochs", "2", "--train.global-batch", "4", "--train.bn-batch", "4", "--checkpoint.steps", "2")  # 12 steps
 
 
 @pytest.fixture
-def command(trainer, file_list, tmp_path):
+def command(light, file_list, tmp_path, monkeypatch):
     """Returns the command for a run folder; it validates for longer than it trains."""
+    monkeypatch.setenv("PASS_SECONDS", "0.2")
     many = tmp_path / "many.txt"
-    many.write_text("".join(f"{file_list.parent}/{line}\n" for line in file_list.read_text().splitlines()) * 5)
-    return lambda run: trainer.arguments(run, *SIZE, train=file_list, val=many)
+    many.write_text("".join(f"{file_list.parent}/{line}\n" for line in file_list.read_text().splitlines()) * 2)
+    return lambda run: light.arguments(run, *SIZE, train=file_list, val=many)
 
 
 def start_nodes(*arguments):
@@ -46,14 +45,13 @@ def ended(processes):
 
 
 def test_signals_to_one_rank_or_node_and_a_killed_launcher_change_no_bit(command, tmp_path):
-    """Two ranks on one node, undisturbed, against ranks and nodes that are stopped in a checkpoint, in validation, at their
+    """Two ranks on one node, undisturbed, against ranks and nodes that are stopped in training, in validation, at their
     start and by a launcher's death."""
     calm, run = tmp_path / "calm", tmp_path / "run"
     assert ended(start_ranks(2, *command(calm)))[0] == [0, 0]
 
     ranks = start_ranks(2, *command(run))
-    while not list(run.glob("checkpoints/*.new")) and ranks[0].poll() is None:
-        time.sleep(0.001)
+    wait_for_line(run, '"step": 2,', ranks[0])  # in which a checkpoint is due
     for number in (signal.SIGTERM, signal.SIGTERM):
         ranks[1].send_signal(number)
     codes, said = ended(ranks)
@@ -90,7 +88,7 @@ def test_signals_to_one_rank_or_node_and_a_killed_launcher_change_no_bit(command
 
     codes, said = ended(start_nodes(*command(run)))
     assert codes == [0, 0], said
-    assert_same_end(run, calm)
+    assert_the_same(run, calm)
 
 
 @pytest.mark.soak

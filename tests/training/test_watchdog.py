@@ -79,14 +79,24 @@ def test_ranks_whose_launcher_is_killed_stop_at_the_same_step():
     assert all(gone(pid) for pid in pids)
 
 
-def test_a_rank_whose_launcher_died_before_it_could_look_ends_at_once():
-    shell = f"sleep 0.1; exec {sys.executable} {' '.join(SCRIPT)} 1 9999"  # its parent is a shell, as it might be init
+def orphan(**options):
+    """Run a rank whose launcher has died before it could look: its parent is a shell, as it might be init."""
+    shell = f"(sleep 0.1; exec {sys.executable} {' '.join(SCRIPT)} 1 9999); exit $?"
     ranks = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9", "TORCHELASTIC_RUN_ID": "gone"}
-    done = subprocess.run(
-        ["bash", "-c", f"({shell}); exit $?"], env=os.environ | ranks, capture_output=True, text=True, check=False, timeout=120
-    )
+    return subprocess.run(["bash", "-c", shell], env=os.environ | ranks, text=True, check=False, timeout=120, **options)
+
+
+def test_a_rank_whose_launcher_died_before_it_could_look_ends_at_once():
+    done = orphan(capture_output=True)
     assert done.returncode == 75, done.stderr
     assert done.stderr == "watched: its launcher has died at its start: nothing is lost, the same command goes on\n"
+
+
+def test_it_ends_even_if_whoever_read_what_it_says_has_died_too():
+    read, write = os.pipe()
+    os.close(read)
+    assert orphan(stderr=write).returncode == 75
+    os.close(write)
 
 
 def test_without_a_launcher_a_run_outlives_the_process_that_started_it():
