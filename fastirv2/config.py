@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 import tyro
@@ -181,7 +181,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UsageError(f"{where} is {value!r}, but a list of texts is needed")
         return tuple(value)
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (Union, UnionType):
         plain = [part for part in get_args(hint) if get_origin(part) is None]
         if type(value) in plain:
             return value
