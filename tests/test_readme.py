@@ -16,7 +16,7 @@ OF_OTHERS = {
     "--nproc-per-node", "--tag", "--rm", "--gpus", "--ipc", "--ulimit", "--volume", "--constraint", "--json", "--size",
     "--batch", "--build", "--memory", "--what", "--kills", "--images", "--rounds", "--seconds",
     "--data", "--need", "--trace", "--reference", "--caffe-epoch-iterations",
-    "--amp", "--ranks", "--minutes", "--nvtx", "--capture-range", "--write",
+    "--amp", "--ranks", "--minutes", "--nvtx", "--capture-range", "--write", "--compile", "--merge", "--norm", "--vs",
     "--max-restarts", "--shutdown-timeout", "--signals-to-handle",
 }  # fmt: skip
 
