@@ -117,15 +117,14 @@ sizes() {
 
 timm() { model model_timm --arch slim --vs timm --size "$(side 299)" --batch "${some[@]}" --compile "${modes[@]}" --merge on off; }
 
-from() {  # from NAME RESIZE: the trainer, and what bounds it, from images that were built so
-  local last=("--minutes" 1)
-  [ -z "$dry" ] || last=(--minutes 0.02 --train.device cpu --input.resize 82 --input.crop 75)
-  train "train_$1" --build-resize "$2"
+from() {  # from NAME RESIZE: the trainer, and what bounds it, from images that were built so; warped and cropped, as both can be
+  local batch=256 input=(--input.resize-mode warp --input.augment crop) last=(--minutes 1)
+  [ -z "$dry" ] || batch=4 last=(--minutes 0.02 --train.device cpu --input.resize 82 --input.crop 75)
+  train "train_$1" --recipe setting1 --build-resize "$2" "${input[@]}"
   "$python" tools/photographs.py "$work/$1-images" --images "$images" >/dev/null
   "$python" -m fastirv2.build_lmdb "$work/$1-images" "$work/$1" --resize "$2" >/dev/null 2>&1
-  local batch=256
-  [ -z "$dry" ] || batch=4
-  run "diagnose_$1" "$python" tools/diagnose.py "$work/$1" --batch "$batch" "${last[@]}" --json "$out/diagnose_$1.json"
+  run "diagnose_$1" "$python" tools/diagnose.py "$work/$1" --batch "$batch" "${input[@]}" "${last[@]}" \
+    --json "$out/diagnose_$1.json"
 }
 
 originals() { from originals none; }
