@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fastirv2.errors import DataError, UsageError
+from fastirv2.models.branches import merge_siblings
 from fastirv2.models.layers import Classifier, ConvNorm
 from fastirv2.trained import Trained, metadata
 
@@ -30,6 +31,7 @@ class OnnxFile(NamedTuple):
 def folded(model: nn.Module) -> nn.Module:
     """Return a copy of a network in which each convolution has its normalisation in its own weights and bias."""
     plain = copy.deepcopy(model).eval()
+    merge_siblings(plain, False)  # for training: it would normalise what is folded here
     for module in plain.modules():
         if isinstance(module, ConvNorm):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
