@@ -5,8 +5,9 @@ import os
 from torch import nn
 
 from fastirv2 import models, train
+from fastirv2.models.branches import Concat
 from fastirv2.models.dropout import Dropout
-from fastirv2.models.layers import Classifier, Concat, ConvNorm, GlobalPool, initialise
+from fastirv2.models.layers import Classifier, ConvNorm, GlobalPool, initialise
 from fastirv2.training import compiled
 
 
