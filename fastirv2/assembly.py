@@ -193,21 +193,7 @@ def build(
 ) -> Run:
     """Make the network, the optimizer and the input on this rank; take up the checkpoint, or the weights to begin from."""
     config, plan = prepared.config, prepared.plan
-    model = make_network(prepared, process, console, None if state else beginning)
-    normalise = NORMALISE[config.input.normalise]
-    engine = Engine(
-        model,
-        process,
-        amp=config.train.amp,
-        accumulation=plan.accumulation,
-        normalise=normalise,
-        label_smoothing=config.train.label_smoothing,
-        clip=config.optimizer.clip,
-        ema=averaging(config.ema, global_batch=plan.global_batch, batch=config.schedule.batch),
-        compile=config.train.compile,
-        recompute=config.train.recompute,
-        capture=config.train.cuda_graph == "on",
-    )
+    engine = make_engine(prepared, make_network(prepared, process, console, None if state else beginning), process)
     order = partial(
         TrainOrder,
         prepared.train,
@@ -252,6 +238,24 @@ def build(
     if state:
         restore(run, state)
     return run
+
+
+def make_engine(prepared: Prepared, model: nn.Module, process: Process) -> Engine:
+    """Make what runs the network on this rank."""
+    config, plan = prepared.config, prepared.plan
+    return Engine(
+        model,
+        process,
+        amp=config.train.amp,
+        accumulation=plan.accumulation,
+        normalise=NORMALISE[config.input.normalise],
+        label_smoothing=config.train.label_smoothing,
+        clip=config.optimizer.clip,
+        ema=averaging(config.ema, global_batch=plan.global_batch, batch=config.schedule.batch),
+        compile=config.train.compile,
+        recompute=config.train.recompute,
+        capture=config.train.cuda_graph == "on",
+    )
 
 
 def make_network(prepared: Prepared, process: Process, console: Console, beginning: Contents | None) -> nn.Module:
