@@ -42,7 +42,7 @@ def model_rows(found: Measured) -> list[Row]:
         what = f"{_network(found, row)} at {found['size']}², batch {row['batch']}, {found['amp']}{_way(row)}"
         rows.append((what, f"{images} in that precision{mfu}{memory}"))
     for row in found.get("times_timm", []):
-        what = f"the same at batch {row['batch']}{_way(row)}, beside timm's step, taking turns on an {found['machine']['cpu']}"
+        what = f"the same at batch {row['batch']}{_way(row)}, beside timm's step, taking turns"
         rows.append((what, f"**{_ratio(row['ratio'])} timm's rate"))
     return rows
 
@@ -157,8 +157,8 @@ KINDS: tuple[tuple[str, Callable[[Measured], list[Row]]], ...] = (  # what only 
 )
 
 
-def rows_of(file: Path) -> list[tuple[str, str, str]]:
-    """Return a file's rows: what, result, command.
+def rows_of(file: Path) -> list[tuple[str, str, str, str]]:
+    """Return a file's rows: what, result, machine, command.
 
     Raises:
         DataError: no row is known for what it holds, or it lacks machine or command.
@@ -170,15 +170,24 @@ def rows_of(file: Path) -> list[tuple[str, str, str]]:
     make = next((make for key, make in KINDS if key in held), None)
     if make is None:
         raise DataError(f"{file} is of no kind that tools/benchmark_table.py knows")
-    return [(what, result, f"`{found['command']}`") for what, result in make(found)]
+    machine, command = _machine(found["machine"]), f"`{found['command']}`"
+    return [(what, result, machine, command) for what, result in make(found)]
+
+
+def _machine(machine: Measured) -> str:
+    """Say in a few words what something was measured on."""
+    if machine["gpus"]:
+        return ", ".join(f"{machine['gpus'].count(name)} × {name}" for name in dict.fromkeys(machine["gpus"]))
+    cores = "a core" if machine["cpus"] == 1 else f"{machine['cpus']} cores"
+    return f"{cores}, {machine['cpu'].replace('(R)', '').removesuffix(' Processor')}"
 
 
 def table(folder: Path) -> str:
     """Return the table of all files of a folder, one after the other, a command once."""
-    lines, before = ["| what | result | command |", "|---|---|---|"], ""
+    lines, before = ["| what | result | on | command |", "|---|---|---|---|"], ""
     for file in sorted(folder.glob("*.json")):
-        for what, result, command in rows_of(file):
-            lines.append(f"| {what} | {result} | {'the same' if command == before else command} |")
+        for what, result, machine, command in rows_of(file):
+            lines.append(f"| {what} | {result} | {machine} | {'the same' if command == before else command} |")
             before = command
     return "\n".join(lines)
 
