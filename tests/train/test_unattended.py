@@ -84,7 +84,8 @@ def test_signals_to_one_rank_or_node_and_a_killed_launcher_change_no_bit(command
     said = "".join(ended(nodes)[1])
     assert said.count("stopped by the death of its launcher after step") == 1
     assert all(gone(pid) for pid in orphans)
-    assert 8 <= latest(run)["step"] < 12
+    state = latest(run)
+    assert 8 <= state["step"] < 12 or (state["step"], state["pending"]) == (12, 2)  # the last epoch is not validated yet
 
     codes, said = ended(start_nodes(*command(run)))
     assert codes == [0, 0], said
