@@ -16,7 +16,7 @@ from fastirv2.building.jpeg import MAX_SIDE
 from fastirv2.errors import UsageError
 
 _STACKED_PIXELS = 1 << 20  # of an image that waits for others of its size
-_KEPT_BYTES = 64 << 20  # of a worker's memory, for images of the sizes seen last
+_KEPT_BYTES = 32 << 20  # of a worker's memory, for images of the sizes seen last
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Stacks:
         self._images: dict[tuple[int, int], np.ndarray] = {}
         self._taken: dict[tuple[int, int], int] = {}
         self._resized: dict[tuple[int, int], np.ndarray] = {}
+        self._touched: dict[tuple[int, int], int] = {}  # images whose memory has ever been written, and is real
 
     def put(self, width: int, height: int, decode: Callable[[np.ndarray], np.ndarray]) -> Stacked | None:
         """Have `decode` fill the next place, (height, width, 3) uint8; None for an image that is large, or of another size."""
@@ -119,10 +120,13 @@ class Stacks:
 
     def clear(self) -> None:
         """Forget all images; their memory is used again, unless it has become much."""
+        for size, taken in self._taken.items():
+            self._touched[size] = max(taken, self._touched.get(size, 0))
         self._taken.clear()
         self._resized.clear()
-        if sum(stack.nbytes for stack in self._images.values()) > _KEPT_BYTES:
+        if sum(3 * width * height * count for (width, height), count in self._touched.items()) > _KEPT_BYTES:
             self._images.clear()
+            self._touched.clear()
 
 
 class Stacked(NamedTuple):
