@@ -36,10 +36,10 @@ def test_sizes_that_grow_are_compiled_once_each_and_a_run_that_stopped_goes_on_w
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("images", ["4", "8"])
-def test_two_ranks_compile_with_gradients_averaged_and_stages_computed_again(trainer, tmp_path, images):
+@pytest.mark.parametrize("shared", ["4", "8"])
+def test_two_ranks_compile_with_gradients_averaged_and_stages_computed_again(trainer, tmp_path, shared):
     """With statistics over each rank's images, or over both ranks'. A run may go on compiled that was begun without."""
-    options = ("--train.amp", "fp64", "--train.bn-batch", images, "--train.recompute", "1")
+    options = ("--train.amp", "fp64", "--train.bn-batch", shared, "--train.recompute", "1")
     train(trainer, tmp_path / "1", *options, "--train.stop-after", "3")
     train(trainer, tmp_path / "2", *options, "--train.stop-after", "2", ranks=2)
     train(trainer, tmp_path / "2", *options, "--train.stop-after", "3", "--train.compile", "regional", ranks=2)
