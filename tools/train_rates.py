@@ -25,14 +25,15 @@ import torch
 
 from fastirv2.assembly import build, fit_batch, prepare
 from fastirv2.config import Config, parse
+from fastirv2.errors import StoppedError
 from fastirv2.report.console import Console
 from fastirv2.report.machine import peak_memory, seconds_of, spread, wait_for
+from fastirv2.training import signals
 from fastirv2.training.compiled import choose_compile, explained
 from fastirv2.training.distributed import from_all, join, leave, same_on_all, together
 from fastirv2.training.engine import Batch, choose_precision
 from fastirv2.training.optim import set_rate
 from fastirv2.training.run import Run
-from fastirv2.training.signals import Signals
 from fastirv2.training.watchdog import Watchdog
 
 WARM_UP = 3  # steps, besides the very first
@@ -48,7 +49,7 @@ def opened_run(arguments: Sequence[str], program: str) -> Iterator[tuple[Run, Co
         DataError: the data cannot be used.
     """
     options = parse(arguments, silent=True)
-    watchdog = Watchdog(program, 0, Signals())
+    watchdog = Watchdog(program, 0, signals.Signals())
     run = None
     try:
         settings = options.config.train
@@ -81,7 +82,9 @@ class Loop:
         self.run.step += 1
         set_rate(self.run.optimizer, RATE)
         self.run.engine.step(batches, self.run.optimizer, number=self.run.step, draw=self.run.step)
-        self.run.agree()
+        agreed = self.run.agree()
+        if agreed.signal:
+            raise StoppedError(f"stopped by {signals.name(agreed.signal)}: nothing was written")
 
     def both(self) -> None:
         """Train the loader's next batch."""
