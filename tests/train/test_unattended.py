@@ -61,11 +61,12 @@ def test_signals_to_one_rank_or_node_and_a_killed_launcher_change_no_bit(command
     sentence = f"stopped by SIGTERM after step {step}; the state is saved and the same command goes on"
     assert said == [f"fastirv2.train: {sentence}\n", ""]
 
-    nodes = start_nodes(*command(run))
-    wait_for_line(run, '"step": 6,', nodes[0])
-    nodes[1].send_signal(signal.SIGTERM)
-    said = "".join(ended(nodes)[1])
-    assert said.count("stopped by SIGTERM after step 6; the state is saved and the same command goes on") == 1
+    ranks = start_ranks(2, *command(run))
+    wait_for_line(run, '"step": 6,', ranks[0])
+    ranks[1].send_signal(signal.SIGTERM)
+    codes, said = ended(ranks)
+    assert codes == [75, 75], said
+    assert said == ["fastirv2.train: stopped by SIGTERM after step 6; the state is saved and the same command goes on\n", ""]
     assert metrics(run, "val") == []
     assert (latest(run)["step"], latest(run)["pending"]) == (6, 1)
 
