@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 import tyro
+from bench_model import product_rate
 from bench_train import default_batch
 from train_rates import Loop, measure, opened_run
 from train_trace import show_to_nsight, write_trace
@@ -23,7 +23,7 @@ from train_trace import show_to_nsight, write_trace
 from fastirv2.config import Config
 from fastirv2.errors import UsageError, run_command
 from fastirv2.models import create
-from fastirv2.report.machine import device_name, seconds_of, write_json
+from fastirv2.report.machine import device_name, write_json
 from fastirv2.report.utilisation import forward_flop, peak_tflops
 from fastirv2.training.run import Run
 
@@ -107,16 +107,6 @@ def next_option(bound: str, config: Config, batch: int, device: str) -> str:
     }[bound]
 
 
-def product_rate(device: torch.device, amp: str) -> float:
-    """Return the yardstick where no peak is known: FLOP/s of a square matrix product in the run's precision."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}.get(amp, torch.float32)
-    side = 8192 if device.type == "cuda" else 1536
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    work = partial(torch.matmul, a, b)
-    work()
-    return median(2 * side**3 / seconds_of(work, device) for _ in range(5))
-
-
 def diagnose(run: Run, config: Config, minutes: float) -> dict[str, Any]:
     """Measure, and judge."""
     measured = measure(run, config, rounds=ROUNDS, seconds=60 * minutes / (3 * ROUNDS))
@@ -126,7 +116,7 @@ def diagnose(run: Run, config: Config, minutes: float) -> dict[str, Any]:
     crop = run.crops[-1][1]
     flop = 3.0 * forward_flop(partial(create, config.model.arch, config.model.classes), crop)
     known = config.device.peak_tflops or peak_tflops(device_name(device), config.train.amp)
-    best = known * 1e12 or product_rate(device, config.train.amp)
+    best = known * 1e12 or median(product_rate(device, config.train.amp, ROUNDS))
     return {
         "device": device_name(device), "arch": config.model.arch, "crop": crop, "amp": config.train.amp,
         "compile": config.train.compile, "bound": rates.bound, "lost_share": rates.lost,
