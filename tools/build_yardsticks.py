@@ -59,7 +59,7 @@ def store(files: list[Path], options: Options) -> None:
     """Write the LMDB."""
     import lmdb
 
-    from fastirv2.data.datum import encode
+    from fastirv2.data.datum import Datum
 
     labels = {name: label for label, name in enumerate(sorted({file.parent.name for file in files}))}
     context = multiprocessing.get_context("fork")
@@ -67,8 +67,9 @@ def store(files: list[Path], options: Options) -> None:
         transaction = environment.begin(write=True)
         images = pool.imap(partial(resize, size=options.size), files, chunksize=CHUNK)
         for number, (file, image) in enumerate(zip(files, images, strict=True)):
-            value = encode(image, labels[file.parent.name], options.size, options.size)
-            transaction.put(b"%08d" % number, value, append=True)
+            datum = Datum(channels=3, height=options.size, width=options.size, data=image)
+            datum.label, datum.encoded = labels[file.parent.name], True
+            transaction.put(b"%08d" % number, datum.SerializeToString(), append=True)
             if number % COMMIT == COMMIT - 1:
                 transaction.commit()
                 transaction = environment.begin(write=True)

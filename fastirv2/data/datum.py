@@ -17,6 +17,7 @@ _FIELDS = (
     ("float_data", 6, _FIELD.TYPE_FLOAT),
     ("encoded", 7, _FIELD.TYPE_BOOL),
 )
+_DATA_TAG = bytes([4 << 3 | 2])  # field 4, a length and so many bytes
 
 
 def _datum_class() -> type[Message]:
@@ -48,9 +49,19 @@ class DatumFields(NamedTuple):
 
 def encode(data: bytes, label: int, height: int, width: int) -> bytes:
     """Return the Datum of an encoded RGB image (`data`: the bytes of its file; `height` and `width` in pixels)."""
-    return Datum(channels=3, height=height, width=width, data=data, label=label, encoded=True).SerializeToString(
-        deterministic=True
-    )
+    before, after = around(len(data), label, height, width)
+    return b"".join((before, data, after))
+
+
+def around(length: int, label: int, height: int, width: int) -> tuple[bytes, bytes]:
+    """Return what comes before and after an encoded RGB image's bytes in its Datum: `length` bytes, sides in pixels.
+
+    The parts of a message are a message each: only the image's own tag and length are not left to protobuf, which would
+    copy the image three times.
+    """
+    before = Datum(channels=3, height=height, width=width).SerializeToString(deterministic=True)
+    after = Datum(label=label, encoded=True).SerializeToString(deterministic=True)
+    return before + _DATA_TAG + _as_varint(length), after
 
 
 def scan(value: bytes | memoryview) -> DatumFields:
@@ -84,6 +95,16 @@ def scan(value: bytes | memoryview) -> DatumFields:
 def data_offset(value: bytes | memoryview) -> int:
     """Return where the image's bytes begin inside an encoded Datum; raises ValueError as `scan` does."""
     return scan(value).offset
+
+
+def _as_varint(number: int) -> bytes:
+    """Return a number from 0 up in base 128, as `_varint` reads it."""
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(0x80 | number & 0x7F)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
 
 
 def _varint(value: bytes | memoryview, position: int) -> tuple[int, int]:
