@@ -190,7 +190,7 @@ def append_all(writer: RecordWriter, source: Source, order: np.ndarray, job: Pre
         count = min(workers, len(left))
         modules = ("tyro", *job.modules)  # tyro: a worker loads this file too
         with Workers(job, count, modules=modules, weigh=stored_bytes, on_death=replaced) as pool:
-            for results in pool.map(tasks):
+            for results in pool.map(tasks, len(left)):
                 for result in results:
                     position = next(positions)
                     if result.errno:

@@ -220,7 +220,7 @@ def _decode_all(path: Path, index: np.ndarray, workers: int) -> None:
     """Decode every image in parallel."""
     try:
         with Workers(Verifier(), min(workers, max(1, len(index)))) as pool:
-            faults = (fault for results in pool.map(_stored_images(path, index)) for fault in results)
+            faults = (fault for results in pool.map(_stored_images(path, index), len(index)) for fault in results)
             bad = next(((number, fault) for number, fault in enumerate(faults) if fault), None)
     except WorkerDiedError as error:
         raise DataError(

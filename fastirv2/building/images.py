@@ -19,6 +19,7 @@ from fastirv2.building.jpeg import (
     decode_reduced,
     encode_jpeg,
     first_line,
+    header_size,
     is_reducible,
     is_subsampling,
     mended,
@@ -30,10 +31,10 @@ from fastirv2.building.other_formats import read_other
 from fastirv2.building.resize import Resize, Stacked, Stacks, resized
 from fastirv2.building.sources import Place
 from fastirv2.building.transcode import check_coefficients, to_baseline
-from fastirv2.building.workers import CHUNK
-from fastirv2.data.datum import data_offset, encode
+from fastirv2.data.datum import around
 
-_HELD_BYTES = 4 << 20  # of files whose images wait to be resized together
+_HELD_BYTES = 4 << 20  # of files that are read before the first of them is decoded
+_STACKS_BYTES = 24 << 20  # of images that wait to be resized together: 42 of 500 × 375 pixels
 
 
 class Prepared(NamedTuple):
@@ -91,31 +92,34 @@ class Preparer:
 
     def of_chunk(self, tasks: Sequence[Task], at: Callable[[int], None]) -> Iterator[Result]:
         """Read, prepare and encode images; those of one size are resized together. `at` is told which one is worked on."""
-        stacks, begun, held = _stacks(), [], 0
-        for number, task in enumerate(tasks):
-            at(number)
-            if not begun:
-                stacks.clear()
-            begun.append((number, *self._begin(task, stacks)))
-            held += begun[-1][2]
-            if number == len(tasks) - 1 or held > _HELD_BYTES or not isinstance(begun[0][1], Waiting):
-                for place, outcome, read in begun:
-                    at(place)
-                    yield self._finish(tasks[place], outcome, read, stacks)
-                begun, held = [], 0
+        stacks = _stacks()
+        for files in _read(tasks, at):
+            stacks.begin(size for _, data in files if (size := self._stacked_size(data)))
+            begun = []
+            for number, data in files:
+                at(number)
+                begun.append(self._begin(data, stacks))
+            for (number, data), outcome in zip(files, begun, strict=True):
+                at(number)
+                yield self._finish(outcome, tasks[number].label, _length(data), stacks)
 
-    def _begin(self, task: Task, stacks: Stacks) -> tuple[Prepared | Waiting | Result, int]:
-        """Return what an image is after it was verified, and the number of bytes read."""
+    def _stacked_size(self, data: bytes | OSError) -> tuple[int, int] | None:
+        """Return the width and height of an image that may be resized together with others; None for one that cannot."""
+        size = header_size(data) if self.resize.mode != "none" and isinstance(data, bytes) else None
+        if size is None or is_reducible(size, target := self.resize.target(*size)) or size == target:
+            return None
+        return size
+
+    def _begin(self, data: bytes | OSError, stacks: Stacks) -> Prepared | Waiting | Result:
+        """Return what an image is after it was verified."""
+        if isinstance(data, OSError):
+            return Result(None, 0, 0, 0, 0, f"cannot be read: {data.strerror}", 0, data.errno or -1)
         try:
-            data = task.place.read()
-        except OSError as error:
-            return Result(None, 0, 0, 0, 0, f"cannot be read: {error.strerror}", 0, error.errno or -1), 0
-        try:
-            return prepare(data, self.resize, self.quality, stacks), len(data)
+            return prepare(data, self.resize, self.quality, stacks)
         except BadImageError as error:
-            return _rejected(error, len(data)), len(data)
+            return _rejected(error, len(data))
 
-    def _finish(self, task: Task, outcome: Prepared | Waiting | Result, read: int, stacks: Stacks) -> Result:
+    def _finish(self, outcome: Prepared | Waiting | Result, label: int, read: int, stacks: Stacks) -> Result:
         """Resize what waits for it, and return the image as a record."""
         if isinstance(outcome, Waiting):
             try:
@@ -124,15 +128,39 @@ class Preparer:
                 return _rejected(error, read)
         if isinstance(outcome, Result):
             return outcome
-        value = encode(outcome.data, task.label, outcome.height, outcome.width)
+        before, after = around(len(outcome.data), label, outcome.height, outcome.width)
+        value = b"".join((before, outcome.data, after))
         shared = pickle.PickleBuffer(value)  # to the builder through shared memory, where it arrives as bytes
-        return Result(shared, data_offset(value), len(outcome.data), outcome.width, outcome.height, outcome.repair, read)
+        return Result(shared, len(before), len(outcome.data), outcome.width, outcome.height, outcome.repair, read)
 
 
 @functools.cache
 def _stacks() -> Stacks:
     """Return this process's room for images that are resized together."""
-    return Stacks(CHUNK)
+    return Stacks(_STACKS_BYTES)
+
+
+def _read(tasks: Sequence[Task], at: Callable[[int], None]) -> Iterator[list[tuple[int, bytes | OSError]]]:
+    """Yield the tasks' numbers and files, or why one cannot be read, some at a time; `at` is told which one is read."""
+    files: list[tuple[int, bytes | OSError]] = []
+    held = 0
+    for number, task in enumerate(tasks):
+        at(number)
+        try:
+            files.append((number, task.place.read()))
+        except OSError as error:
+            files.append((number, error))
+        held += _length(files[-1][1])
+        if held > _HELD_BYTES:
+            yield files
+            files, held = [], 0
+    if files:
+        yield files
+
+
+def _length(data: bytes | OSError) -> int:
+    """Return the number of bytes that were read."""
+    return len(data) if isinstance(data, bytes) else 0
 
 
 def _rejected(error: BadImageError, read: int) -> Result:

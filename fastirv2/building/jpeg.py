@@ -105,6 +105,15 @@ def _frame(process: int, body: bytes, scanned: bytes, scan: int, exif: tuple[tup
     return Frame(process, precision, width, height, sampling, scanned[0], scan, exif)
 
 
+def header_size(data: bytes) -> tuple[int, int] | None:
+    """Return the width and height in a JPEG's header; None for what the decoder does not know."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (KeyError, ValueError):
+        return None
+    return width, height
+
+
 def is_subsampling(error: Exception) -> bool:
     """Return whether TurboJPEG complains of a chroma subsampling that it does not know."""
     return "subsampling" in str(error)

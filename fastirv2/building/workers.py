@@ -21,10 +21,11 @@ from typing import Any
 
 from fastirv2.building.channel import Ring, receive, send
 
-CHUNK = 8  # tasks a message
+CHUNK = 32  # tasks a message, or
+_CHUNKS_A_WORKER = 16  # fewer, so that each worker gets so many messages: all end at about the same time
 _HELD = 2  # chunks that a worker holds, so that it never waits for the next one
-_AHEAD = 8  # chunks per worker that may be under way, and
-_AHEAD_AT_LEAST = 128  # so many whatever the number of workers: they go on while the writer waits for the disk
+_AHEAD = 4  # chunks per worker that may be under way, and
+_AHEAD_AT_LEAST = 32  # so many whatever the number of workers: they go on while the writer waits for the disk
 _AHEAD_BYTES = 96 << 20  # of results that wait for an earlier one, and as many again that wait to be taken
 _MESSAGE_BYTES = 1 << 20  # of results after which a worker sends what it has
 _FILES_A_WORKER, _FILES_BESIDES = 6, 256  # descriptors: pipe, shared memory, and what the fork server keeps for each
@@ -44,11 +45,17 @@ class WorkerDiedError(RuntimeError):
 
 @dataclass
 class _Chunk:
-    """Some neighbouring tasks, and the results that have come for the first of them."""
+    """Some neighbouring tasks, how many are done, and the results, of so many bytes, that wait to be passed on."""
 
     number: int
     tasks: list[Any]
+    done: int = 0
     results: list[Any] = field(default_factory=list)
+    size: int = 0
+
+    def left(self) -> list[Any]:
+        """Return the tasks that are not done yet."""
+        return self.tasks[self.done :]
 
 
 @dataclass
@@ -66,11 +73,11 @@ class _Worker:
         """Hand over what is left of a chunk."""
         self.chunks.append(chunk)
         with contextlib.suppress(OSError):  # a worker that is gone shows when its answer is read
-            self.connection.send(chunk.tasks[len(chunk.results) :])
+            self.connection.send(chunk.left())
 
     def current_task(self) -> Any:
         """Return what it is working on, or was when it ended."""
-        tasks = [task for chunk in self.chunks for task in chunk.tasks[len(chunk.results) :]]
+        tasks = [task for chunk in self.chunks for task in chunk.left()]
         return tasks[min(self.at.value - self.received, len(tasks) - 1)]
 
 
@@ -125,14 +132,17 @@ class Workers:
         for worker in self._workers:
             worker.process.join()
 
-    def map(self, tasks: Iterable[Any]) -> Iterator[list[Any]]:
-        """Yield the results in the order of the tasks, several at a time.
+    def map(self, tasks: Iterable[Any], total: int | None = None) -> Iterator[list[Any]]:
+        """Yield the results in the order of the tasks, several at a time; `total` is their number, where it is known.
 
         Raises WorkerDiedError when processes end that work on the same tasks twice, and RuntimeError with the traceback
         when the job itself fails.
         """
         buffer = _Buffer(self._ahead // 2)
-        threading.Thread(target=self._deliver, args=(iter(tasks), buffer), daemon=True).start()
+        chunk = CHUNK if total is None else max(1, min(CHUNK, total // (_CHUNKS_A_WORKER * self._count)))
+        rest = iter(tasks)
+        chunks = iter(lambda: list(islice(rest, chunk)), [])
+        threading.Thread(target=self._deliver, args=(chunks, buffer), daemon=True).start()
         try:
             while (item := buffer.get()) is not None:
                 if isinstance(item, BaseException):
@@ -155,19 +165,22 @@ class Workers:
         theirs.close()
         return worker
 
-    def _deliver(self, tasks: Iterator[Any], buffer: _Buffer) -> None:
-        """Hand out chunks and put what comes back into the buffer, in order; then None, or the exception that ended it."""
+    def _deliver(self, chunks: Iterator[list[Any]], buffer: _Buffer) -> None:
+        """Hand out chunks of tasks and put what comes back into the buffer, in order; then None, or why it ended."""
         try:
-            for results in self._exchange(tasks):
-                if not buffer.put(results, self._weight(results)):
+            for results, size in self._exchange(chunks):
+                if not buffer.put(results, size):
                     return
             buffer.put(None, 0)
         except Exception as error:
             buffer.put(error, 0)
 
-    def _exchange(self, tasks: Iterator[Any]) -> Iterator[list[Any]]:
-        """Keep every worker busy and yield the chunks of results in order."""
-        ready: dict[int, list[Any]] = {}
+    def _exchange(self, chunks: Iterator[list[Any]]) -> Iterator[tuple[list[Any], int]]:
+        """Keep every worker busy and yield results in order, with their size in bytes.
+
+        While many bytes wait, only the worker is listened to that the next results come from: the others have to wait.
+        """
+        under_way: dict[int, _Chunk] = {}
         sent = due = waiting_bytes = 0
         active = list(self._workers)
         while True:
@@ -176,38 +189,55 @@ class Workers:
                     len(worker.chunks) < _HELD
                     and sent - due < self._ahead
                     and waiting_bytes < _AHEAD_BYTES
-                    and (chunk := list(islice(tasks, CHUNK)))
+                    and (tasks := next(chunks, None))
                 ):
-                    worker.send(_Chunk(sent, chunk))
+                    under_way[sent] = _Chunk(sent, tasks)
+                    worker.send(under_way[sent])
                     sent += 1
-            busy = {worker.connection: worker for worker in active if worker.chunks}
-            if not busy:
+            if not under_way:
                 return
+            busy = {
+                worker.connection: worker
+                for worker in active
+                if worker.chunks and (waiting_bytes < _AHEAD_BYTES or worker.chunks[0].number == due)
+            }
             for connection in wait(list(busy)):
                 worker = busy[connection]
-                if not self._receive(worker):
+                answer = self._receive(worker)
+                if answer is None:
                     active[active.index(worker)] = self._replace(worker)
-                elif len(worker.chunks[0].results) == len(worker.chunks[0].tasks):
-                    chunk = worker.chunks.popleft()
-                    ready[chunk.number] = chunk.results
-                    waiting_bytes += self._weight(chunk.results)
-            while due in ready:
-                results = ready.pop(due)
-                waiting_bytes -= self._weight(results)
+                else:
+                    waiting_bytes += self._note(worker, answer)
+            while chunk := under_way.get(due):
+                if chunk.results:
+                    yield chunk.results, chunk.size
+                    waiting_bytes -= chunk.size
+                    chunk.results, chunk.size = [], 0
+                if chunk.left():
+                    break
+                del under_way[due]
                 due += 1
-                yield results
 
-    def _receive(self, worker: _Worker) -> bool:
-        """Take results for the oldest chunk that a worker holds; False when the worker is gone."""
+    def _receive(self, worker: _Worker) -> list[Any] | None:
+        """Return the results that a worker has sent; None when it is gone."""
         try:
             answer = receive(worker.connection, worker.ring)
         except (EOFError, OSError):
-            return False
+            return None
         if isinstance(answer, str):
             raise RuntimeError(f"a worker failed on one of {worker.chunks[0].tasks}:\n{answer}")
-        worker.chunks[0].results += answer
-        worker.received += len(answer)
-        return True
+        return answer
+
+    def _note(self, worker: _Worker, results: list[Any]) -> int:
+        """Add results to the oldest chunk that a worker holds, and return their size in bytes."""
+        chunk, size = worker.chunks[0], sum(map(self._weigh, results)) if self._weigh else 0
+        chunk.results += results
+        chunk.done += len(results)
+        chunk.size += size
+        worker.received += len(results)
+        if not chunk.left():
+            worker.chunks.popleft()
+        return size
 
     def _replace(self, dead: _Worker) -> _Worker:
         """Start another worker on the tasks of one that is gone; raises WorkerDiedError when they were tried twice."""
@@ -223,10 +253,6 @@ class Workers:
         for chunk in dead.chunks:
             worker.send(chunk)
         return worker
-
-    def _weight(self, results: list[Any]) -> int:
-        """Return the size of some results in bytes."""
-        return sum(map(self._weigh, results)) if self._weigh else 0
 
 
 class _Buffer:

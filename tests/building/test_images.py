@@ -6,7 +6,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from fastirv2.building import images, resize
 from fastirv2.building.images import BadImageError, Preparer, Resize, Task, prepare, verify_jpeg
+from fastirv2.building.resize import Stacks, resized
 from fastirv2.building.sources import Place
 from fastirv2.data.datum import Datum
 
@@ -261,11 +263,27 @@ def test_images_prepared_together_are_what_each_is_alone(tmp_path, resize):
     assert set(places) == set(range(8))
 
 
-def test_images_wait_for_others_in_bounded_memory(tmp_path):
-    (tmp_path / "large").write_bytes(jpeg(1200, 1000))
-    task, kept = Task(Place(str(tmp_path / "large")), 0), []
-    next(Preparer(Resize.parse("1100x900"), 90).of_chunk([task] * 8, kept.append))
-    assert kept == [0, 0]  # the first is done before the second is begun
+def test_what_finds_no_room_among_the_waiting_is_resized_alone(tmp_path, monkeypatch):
+    sizes = [(100, 80), (100, 80), (60, 50), (100, 80), (400, 300)]
+    for number, size in enumerate(sizes):
+        (tmp_path / str(number)).write_bytes(jpeg(*size, seed=number))
+    tasks = [Task(Place(str(tmp_path / str(number))), 0) for number in range(len(sizes))]
+    job, calls = Preparer(Resize.parse("70x70"), 90), []
+    monkeypatch.setattr(images, "_stacks", lambda: Stacks(2 * 100 * 80 * 3 + 60 * 50 * 3))
+    monkeypatch.setattr(resize, "resized", lambda pixels, *target: calls.append(len(pixels)) or resized(pixels, *target))
+    results = list(job.of_chunk(tasks, [].append))
+    assert calls == [2, 1]
+    for number, result in enumerate(results):
+        alone = prepare((tmp_path / str(number)).read_bytes(), job.resize, job.quality)
+        assert bytes(result.value)[result.header :].startswith(alone.data)
+
+
+def test_files_are_read_ahead_in_bounded_memory(tmp_path, monkeypatch):
+    (tmp_path / "image").write_bytes(jpeg())
+    monkeypatch.setattr(images, "_HELD_BYTES", 2 * len(jpeg()))
+    task, places = Task(Place(str(tmp_path / "image")), 0), []
+    next(Preparer(Resize(), 95).of_chunk([task] * 8, places.append))
+    assert places == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_a_place_is_a_range_of_a_file(tmp_path):

@@ -5,6 +5,7 @@ import signal
 import time
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -75,13 +76,28 @@ def test_a_worker_that_runs_out_of_memory_counts_as_dead():
 
 def test_large_results_wait_in_bounded_memory():
     """The first task holds all others back, which may then not all be made ahead."""
-    made, size = count(), 2 << 20
+    made, size, before = count(), 2 << 20, anonymous_bytes()
     tasks = (0.5 if next(made) == 0 else 0 for _ in range(1000))
     with Workers(partial(large, size), 2, weigh=len) as pool:
         chunks = pool.map(tasks)
-        next(chunks)
-        assert next(made) * size < 300 << 20
-        assert sum(len(chunk) for chunk in chunks) == 1000 - CHUNK
+        first = len(next(chunks))
+        assert anonymous_bytes() - before < 150 << 20
+        assert next(made) * size < 600 << 20
+        assert sum(len(chunk) for chunk in chunks) == 1000 - first
+
+
+def anonymous_bytes():
+    """Return the memory that this process has to itself."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) << 10
+
+
+@pytest.mark.parametrize("total", [1, 40, 100_000])
+def test_few_tasks_are_shared_out_in_small_chunks(total):
+    with Workers(operator.neg, 2) as pool:
+        chunks = [len(chunk) for chunk in pool.map(range(total), total)]
+    assert sum(chunks) == total
+    assert max(chunks) == {1: 1, 40: 1, 100_000: CHUNK}[total]
 
 
 def large(size, seconds):
