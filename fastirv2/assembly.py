@@ -25,7 +25,7 @@ from fastirv2.report.console import Console
 from fastirv2.report.machine import device_name
 from fastirv2.report.reporter import Reporter
 from fastirv2.report.utilisation import Utilisation, peak_tflops, utilisation
-from fastirv2.training.captured import check_capture
+from fastirv2.training.captured import check_capture, check_graphs
 from fastirv2.training.checkpoint import Checkpoints
 from fastirv2.training.compiled import choose_compile
 from fastirv2.training.distributed import Agreement, Process, neighbours, same_on_all, together
@@ -52,6 +52,15 @@ class Prepared:
     val: Records
     table: dict[str, Any]
     warnings: list[str]
+
+
+def check_device(config: Config, device: torch.device) -> None:
+    """Refuse what a device cannot do, before anything is read; raises UsageError."""
+    settings = config.train
+    choose_precision(settings.amp, device, deterministic=settings.deterministic)
+    choose_compile(settings.compile, device)
+    if settings.cuda_graph == "on":
+        check_graphs(device)
 
 
 def read_beginning(options: Options) -> Contents | None:
@@ -129,7 +138,7 @@ def resolve(config: Config, process: Process, *, count: int, classes: int) -> Co
         config = replace(config, input=replace(config.input, hw_decoder_load=0.0))  # pixels then repeat exactly
     plan = divide(config, process.world, count)
     if settings.cuda_graph == "on":
-        check_capture(plan, process.device)
+        check_capture(plan)
     schedule = for_run(config.schedule, global_batch=settings.global_batch, count=count, total_steps=plan.total_steps)
     return replace(config, model=model, train=settings, schedule=schedule)
 

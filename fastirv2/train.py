@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fastirv2.assembly import Prepared, build, divide, fit_batch, prepare, read_beginning
+from fastirv2.assembly import Prepared, build, check_device, divide, fit_batch, prepare, read_beginning
 from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, to_toml
 from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
@@ -24,7 +24,7 @@ from fastirv2.report.final import draw
 from fastirv2.report.machine import device_name
 from fastirv2.training import signals
 from fastirv2.training.between import check_patience, end_for_fault, log_interval, validate
-from fastirv2.training.compiled import choose_compile, describe_compile, explained
+from fastirv2.training.compiled import describe_compile, explained
 from fastirv2.training.distributed import (
     Process,
     from_all,
@@ -34,7 +34,6 @@ from fastirv2.training.distributed import (
     together,
 )
 from fastirv2.training.ema import describe_averaging
-from fastirv2.training.engine import choose_precision
 from fastirv2.training.folder import check_run, enter, take_up
 from fastirv2.training.optim import set_rate
 from fastirv2.training.plan import Plan
@@ -177,10 +176,8 @@ def command() -> int:
     check_usage(options)
     watchdog = Watchdog(PROGRAM, options.config.train.timeout, signals.Signals())
     try:
-        settings = options.config.train
-        process = join(settings.device, watchdog.collective_seconds)
-        choose_precision(settings.amp, process.device, deterministic=settings.deterministic)
-        choose_compile(settings.compile, process.device)
+        process = join(options.config.train.device, watchdog.collective_seconds)
+        check_device(options.config, process.device)
         with explained():
             execute(options, process, console, watchdog)
     except torch.OutOfMemoryError as error:

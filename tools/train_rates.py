@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastirv2.assembly import build, fit_batch, prepare
+from fastirv2.assembly import build, check_device, fit_batch, prepare
 from fastirv2.config import Config, parse
 from fastirv2.errors import StoppedError
 from fastirv2.report.console import Console
 from fastirv2.report.machine import peak_memory, seconds_of, spread, wait_for
 from fastirv2.training import signals
-from fastirv2.training.compiled import choose_compile, explained
+from fastirv2.training.compiled import explained
 from fastirv2.training.distributed import from_all, join, leave, same_on_all, together
-from fastirv2.training.engine import Batch, choose_precision
+from fastirv2.training.engine import Batch
 from fastirv2.training.optim import set_rate
 from fastirv2.training.run import Run
 from fastirv2.training.watchdog import Watchdog
@@ -52,10 +52,8 @@ def opened_run(arguments: Sequence[str], program: str) -> Iterator[tuple[Run, Co
     watchdog = Watchdog(program, 0, signals.Signals())
     run = None
     try:
-        settings = options.config.train
-        process = join(settings.device, watchdog.collective_seconds)
-        choose_precision(settings.amp, process.device, deterministic=settings.deterministic)
-        choose_compile(settings.compile, process.device)
+        process = join(options.config.train.device, watchdog.collective_seconds)
+        check_device(options.config, process.device)
         with TemporaryDirectory() as folder, explained():
             console = Console(first=False)
             prepared = together(lambda: prepare(fit_batch(options, process, console), process))

@@ -101,10 +101,14 @@ def own_rate(optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = torch.full((), float(group["lr"]), device=group["params"][0].device)
 
 
-def check_capture(plan: Plan, device: torch.device) -> None:
-    """Refuse what cannot be captured; raises UsageError."""
+def check_graphs(device: torch.device) -> None:
+    """Refuse a device that records no graphs; raises UsageError."""
     if device.type != "cuda":
-        raise UsageError("--train.cuda-graph on needs an NVIDIA GPU")
+        raise UsageError("--train.cuda-graph on needs an NVIDIA GPU; leave it out")
+
+
+def check_capture(plan: Plan) -> None:
+    """Refuse a step that cannot be captured; raises UsageError."""
     if plan.world > 1 or plan.accumulation > 1:
         raise UsageError(
             f"--train.cuda-graph on is for one GPU and one pass a step; here are {plan.world} × {plan.accumulation} passes, so "

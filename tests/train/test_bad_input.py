@@ -25,6 +25,10 @@ USAGE = [
         ["--recipe", "demo", "--input.sizes", "1:112", "17:128"],
         "--input.sizes: epoch 17 is beyond the run's end, --train.epochs 16",
     ),
+    (
+        ["--recipe", "demo", "--train", "a", "--val", "b", "--out", "RUN", "--train.device", "cpu", "--train.cuda-graph", "on"],
+        "--train.cuda-graph on needs an NVIDIA GPU",
+    ),
     (["--recipe", "demo", "--input.sizes", "2:112"], "--input.sizes 2:112: the epochs must rise from 1"),
     (["--recipe", "demo", "--input.sizes", "1:80", "2:9999"], "crops must lie between 1 and 4096 pixels"),
     (["--recipe", "demo", "--input.sizes", "75"], "--input.sizes 75 is not EPOCH:CROP, as in 1:192 31:299"),

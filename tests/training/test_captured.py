@@ -5,7 +5,7 @@ import torch
 
 from fastirv2.errors import UsageError
 from fastirv2.training import engine as engines
-from fastirv2.training.captured import CapturedStep, check_capture
+from fastirv2.training.captured import CapturedStep, check_capture, check_graphs
 from fastirv2.training.ema import EmaConfig
 from fastirv2.training.engine import Engine, unit
 from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
@@ -61,9 +61,13 @@ def test_replayed_steps_are_the_steps(monkeypatch):
 def test_what_cannot_be_captured_is_refused(world, passes):
     plan = Plan(8, world, 4, passes, 1, 1, 100, 1)
     with pytest.raises(UsageError, match=rf"for one GPU and one pass a step; here are {world} × {passes}"):
-        check_capture(plan, torch.device("cuda", 0))
+        check_capture(plan)
+
+
+def test_graphs_are_recorded_on_a_gpu_alone():
+    check_graphs(torch.device("cuda", 0))
     with pytest.raises(UsageError, match="needs an NVIDIA GPU"):
-        check_capture(plan, CPU)
+        check_graphs(CPU)
 
 
 @pytest.mark.gpu
