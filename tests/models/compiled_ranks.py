@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastirv2.models.branches import merge_siblings
@@ -67,7 +68,8 @@ def compiled(images):
             note(counts, node.target)
         return make_boxed_func(graph.forward)
 
-    model, backend = blocks(), aot_autograd(fw_compiler=compiler)
+    backend = aot_autograd(fw_compiler=compiler, partition_fn=min_cut_rematerialization_partition)  # as inductor divides it
+    model = blocks()
     for block in model:
         block.forward = torch.compile(block.forward, backend=backend, fullgraph=True, dynamic=False)
     return passed(model, images), dict(counts), counters["stats"]["unique_graphs"]
