@@ -57,6 +57,12 @@ def start_ranks(count, *arguments, last=(), **environment):
     return ranks
 
 
+def lines(stream):
+    """Yield the lines of a text, or of a process's stdout, without those that gloo of torch 2.8 writes there."""
+    source = stream.splitlines(keepends=True) if isinstance(stream, str) else stream
+    return (line for line in source if "[Gloo]" not in line)
+
+
 def gone(pid, seconds=60):
     """Wait until a process has ended, at most so long, and say whether it has; a zombie has."""
     deadline = time.monotonic() + seconds

@@ -5,13 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 import yaml
 
 from fastirv2 import config, train
 from fastirv2.errors import DataError, DivergedError, UsageError
-from tests.processes import gone
+from tests.processes import gone, lines
 from tests.tools.test_tools import TOOLS
 
 LAUNCH = TOOLS / "launch"
@@ -29,9 +30,9 @@ def job():
 
 def running(job):
     """Wait until both ranks train and return their process numbers."""
-    lines = [job.stdout.readline().strip() for _ in range(4)]
-    assert lines.count("trains") == 2
-    return [int(line) for line in lines if line != "trains"]
+    said = [line.strip() for line in islice(lines(job.stdout), 4)]
+    assert said.count("trains") == 2
+    return [int(line) for line in said if line != "trains"]
 
 
 @pytest.mark.soak

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import gone, start_ranks
+from tests.processes import gone, lines, start_ranks
 from tests.train.conftest import assert_the_same, latest, metrics, wait_for_line
 
 SIZE = ("--train.epochs", "2", "--train.global-batch", "4", "--train.bn-batch", "4", "--checkpoint.steps", "2")  # 12 steps
@@ -71,7 +71,7 @@ def test_signals_to_one_rank_or_node_and_a_killed_launcher_change_no_bit(command
     assert (latest(run)["step"], latest(run)["pending"]) == (6, 1)
 
     ranks = start_ranks(2, *command(run))
-    assert "paper network" in ranks[0].stdout.readline()
+    assert "paper network" in next(lines(ranks[0].stdout))
     ranks[1].send_signal(signal.SIGINT)
     codes, said = ended(ranks)
     assert codes == [75, 75], said

@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 
 from fastirv2.training.watchdog import Sign, account
-from tests.processes import gone, start_ranks
+from tests.processes import gone, lines, start_ranks
 
 SCRIPT = ("-m", "tests.training.watched_rank")
 
@@ -72,7 +72,7 @@ def test_a_job_that_was_suspended_for_longer_than_the_timeout_goes_on():
 def test_ranks_whose_launcher_is_killed_stop_at_the_same_step():
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *SCRIPT, "1", "9999"]
     process = subprocess.Popen(launcher, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    pids = [int(line) for line in islice(filter(str.isdecimal, map(str.strip, process.stdout)), 2)]  # gloo may write too
+    pids = [int(line) for line in islice(lines(process.stdout), 2)]
     until(process, "trains")
     process.kill()
     said = process.communicate(timeout=60)[0]
