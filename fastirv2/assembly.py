@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, TrainOrder, ValidationOrder, check_input, needs_sizes
 from fastirv2.errors import DataError
-from fastirv2.models import create, last_maps
+from fastirv2.models import ModelConfig, create, last_maps
 from fastirv2.models.freezing import freeze
 from fastirv2.models.norm import Statistics, share_statistics
 from fastirv2.models.weight_files import Contents, read_contents
@@ -34,7 +34,7 @@ from fastirv2.training.engine import NORMALISE, Engine, choose_precision
 from fastirv2.training.fitting import largest_batch
 from fastirv2.training.fused import Begun
 from fastirv2.training.optim import create_optimizer
-from fastirv2.training.plan import Plan, make_plan, possible_batches
+from fastirv2.training.plan import Compile, Plan, make_plan, possible_batches
 from fastirv2.training.run import Run, restore
 from fastirv2.training.schedule import for_run
 from fastirv2.training.watchdog import Watchdog
@@ -131,9 +131,9 @@ def resolve(config: Config, process: Process, *, count: int, classes: int) -> Co
     given = config.model.classes
     if given and given < classes:
         raise DataError(f"the data has {classes} classes, but --model.classes is {given}; give at least {classes}")
-    model = replace(config.model, classes=given or classes)
     amp = choose_precision(config.train.amp, process.device, deterministic=config.train.deterministic)
     settings = replace(config.train, amp=amp, compile=choose_compile(config.train.compile, process.device))
+    model = replace(config.model, classes=given or classes, merge=choose_merge(config.model, settings.compile, process.device))
     if settings.deterministic:
         config = replace(config, input=replace(config.input, hw_decoder_load=0.0))  # pixels then repeat exactly
     plan = divide(config, process.world, count)
@@ -141,6 +141,13 @@ def resolve(config: Config, process: Process, *, count: int, classes: int) -> Co
         check_capture(plan)
     schedule = for_run(config.schedule, global_batch=settings.global_batch, count=count, total_steps=plan.total_steps)
     return replace(config, model=model, train=settings, schedule=schedule)
+
+
+def choose_merge(model: ModelConfig, compile: Compile, device: torch.device) -> Literal["on", "off"]:
+    """Resolve "auto": on, but not compiled on a CPU, where the step was measured to be slower so."""
+    if model.merge == "auto":
+        return "off" if compile != "off" and device.type == "cpu" else "on"
+    return model.merge
 
 
 def divide(config: Config, world: int, count: int) -> Plan:

@@ -155,10 +155,11 @@ def show(result: dict[str, Any]) -> None:
         milliseconds = {name: 1000 * seconds for name, seconds in row["step_seconds"].items()}
         mfu = f", MFU {100 * row['mfu']:.1f} %" if row["mfu"] else ""
         memory = f", {row['peak_memory_bytes'] / 2**30:.1f} GiB" if row["peak_memory_bytes"] else ""
+        graphs = " ({compiled} graphs compiled, {found} found)".format(**row["graphs"]) if row["graphs"] else ""
         print(
             f"batch {row['batch']:4}, {way_of(row)}: training {row['train']['median']:9,.1f} images/s, "
             f"{100 * row['share_of_product']:.0f} % of the product's rate{mfu}; {milliseconds['median']:,.0f} ms a step, "
-            f"{milliseconds['p95']:,.0f} at the 95th percentile, the first {row['first_step_seconds']:.1f} s{memory}; "
+            f"{milliseconds['p95']:,.0f} at the 95th percentile, the first {row['first_step_seconds']:.1f} s{graphs}{memory}; "
             f"evaluation {row['evaluate']['median']:9,.1f} images/s"
         )
     for batch in result["out_of_memory"]:

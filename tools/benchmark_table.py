@@ -40,7 +40,7 @@ def model_rows(found: Measured) -> list[Row]:
         mfu = f", MFU {100 * row['mfu']:.1f} %" if row.get("mfu") else ""
         memory = f", {row['peak_memory_bytes'] / 2**30:.1f} GiB" if row.get("peak_memory_bytes") else ""
         what = f"{_network(found, row)} at {found['size']}², batch {row['batch']}, {found['amp']}{_way(row)}"
-        rows.append((what, f"{images} in that precision{mfu}{memory}"))
+        rows.append((what, f"{images} in that precision{mfu}{memory}{_first_step(row)}"))
     for row in found.get("times_timm", []):
         what = f"the same at batch {row['batch']}{_way(row)}, beside timm's step, taking turns"
         rows.append((what, f"**{_ratio(row['ratio'])} timm's rate"))
@@ -50,6 +50,15 @@ def model_rows(found: Measured) -> list[Row]:
 def _network(found: Measured, row: Measured) -> str:
     timms = row.get("network") == "timm"
     return "training step of timm's `inception_resnet_v2`" if timms else f"training step of `{found['arch']}`"
+
+
+def _first_step(row: Measured) -> str:
+    """Say what the first step took where it had to be compiled, and whether the kernels were there already."""
+    graphs = row.get("graphs")
+    if not graphs:
+        return ""
+    how = f"which compiled {graphs['compiled']} graphs" if graphs["compiled"] else "all graphs were there already"
+    return f"; the first step {row['first_step_seconds']:.1f} s, {how}"
 
 
 def _way(row: Measured) -> str:

@@ -85,6 +85,12 @@ def network(way: Way, device: torch.device) -> nn.Module:
     return model
 
 
+def graphs() -> dict[str, int]:
+    """Return how many graphs this process has compiled so far, and how many it found compiled in inductor's folder."""
+    counts = torch._dynamo.utils.counters["inductor"]  # type: ignore[attr-defined]
+    return {"compiled": counts["fxgraph_cache_miss"], "found": counts["fxgraph_cache_hit"]}
+
+
 class Runner:
     """Steps of `batch` images that lie on the device, run in one way; all ways share everything but the network."""
 
@@ -98,8 +104,10 @@ class Runner:
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
         self._batches: Iterator[Batch] = repeat((images, torch.arange(batch, device=self.device) % CLASSES, batch))
+        before_it = graphs() if compile != "off" else {}
         begun = perf_counter()
         self.first_seconds = seconds_of(self._step, self.device)
+        self.graphs = {name: graphs()[name] - count for name, count in before_it.items()}
         self._take(WARM_UP - 1)
         wait_for(self.device)
         self.warm_up_seconds = perf_counter() - begun
@@ -158,6 +166,6 @@ class Runner:
     def describe(self) -> dict[str, Any]:
         """Return what is known before the steps are timed."""
         return {
-            **asdict(self.way), "batch": self.batch, "first_step_seconds": self.first_seconds,
+            **asdict(self.way), "batch": self.batch, "first_step_seconds": self.first_seconds, "graphs": self.graphs,
             "warm_up_seconds": self.warm_up_seconds, "peak_memory_bytes": self.peak_memory,
         }  # fmt: skip

@@ -29,8 +29,9 @@ class ModelConfig:
     """Outputs of the last layer; 0: as many as the training data has classes."""
     dropout: float = 0.2
     """Probability of dropping a feature before the last layer."""
-    merge: Literal["on", "off"] = "on"
-    """Run 1×1 convolutions that read the same input as one (on), or each on its own (off): the same mathematics."""
+    merge: Literal["auto", "on", "off"] = "auto"
+    """Run 1×1 convolutions that read the same input as one (on), or each on its own (off): the same mathematics.
+    auto: on, but not compiled on a CPU, where each on its own is faster."""
 
     def __post_init__(self) -> None:
         if self.classes < 0 or not 0 <= self.dropout < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import resource
 import shlex
@@ -18,6 +19,8 @@ import torch
 
 from fastirv2.errors import DataError
 from fastirv2.host import available_cpus
+
+KERNELS = "TORCHINDUCTOR_CACHE_DIR"  # the folder of what torch.compile made; what is in it decides a first step's seconds
 
 
 def describe() -> dict[str, Any]:
@@ -69,13 +72,20 @@ def _dali() -> str | None:
 
 
 def _command() -> str:
-    """Return the command line of this process, a tool's as it is given in the checkout, without where the result goes."""
+    """Return this process's command line, a tool's as it is given in the checkout, without where the result goes.
+
+    The folder of compiled kernels stands before it, where one was given.
+    """
     tool, words = Path(sys.argv[0]), sys.argv[1:]
     if "--json" in words:
         at = words.index("--json")
         del words[at : at + 2]
     name = f"{tool.parent.name}/{tool.name}" if tool.parent.name == "tools" else tool.name
-    return shlex.join(["python", name, *words])
+    line = shlex.join(["python", name, *words])
+    if KERNELS not in os.environ:
+        return line
+    folder, here = Path(os.environ[KERNELS]), Path.cwd()  # which torch makes an absolute path
+    return f"{KERNELS}={shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))} {line}"
 
 
 def wait_for(device: torch.device) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastirv2.assembly import choose_merge
 from fastirv2.errors import UsageError
+from fastirv2.models import ModelConfig
 from fastirv2.training import compiled
 from fastirv2.training.compiled import Compiler, choose_compile, explained
 from fastirv2.training.ema import EmaConfig
@@ -123,3 +125,17 @@ def test_ranks_share_the_cpus_for_compiling(monkeypatch):
     with config.patch(compile_threads=1):
         Compiler(Twice(), "regional", cpus=3)
         assert config.compile_threads == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "compile", "device", "chosen"),
+    [
+        ("auto", "off", "cpu", "on"),
+        ("auto", "regional", "cpu", "off"),
+        ("auto", "regional", "cuda", "on"),
+        ("on", "full", "cpu", "on"),
+        ("off", "off", "cuda", "off"),
+    ],
+)
+def test_siblings_are_merged_but_not_compiled_on_a_cpu(given, compile, device, chosen):
+    assert choose_merge(ModelConfig(merge=given), compile, torch.device(device)) == chosen
