@@ -39,7 +39,8 @@ def model_rows(found: Measured) -> list[Row]:
         )
         mfu = f", MFU {100 * row['mfu']:.1f} %" if row.get("mfu") else ""
         memory = f", {row['peak_memory_bytes'] / 2**30:.1f} GiB" if row.get("peak_memory_bytes") else ""
-        what = f"{_network(found, row)} at {found['size']}², batch {row['batch']}, {found['amp']}{_way(row)}"
+        ranks = f"{found['ranks']} × " if found.get("ranks", 1) > 1 else ""
+        what = f"{_network(found, row)} at {found['size']}², batch {ranks}{row['batch']}, {found['amp']}{_way(row)}"
         rows.append((what, f"{images} in that precision{mfu}{memory}{_first_step(row)}"))
     for row in found.get("times_timm", []):
         what = f"the same at batch {row['batch']}{_way(row)}, beside timm's step, taking turns"

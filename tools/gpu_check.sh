@@ -99,9 +99,13 @@ data() {
   done
 }
 
-network() {  # network ARCH
+network() {  # network ARCH: compiled at fewer batches, each of which is compiled anew
   for mode in "${modes[@]}"; do
-    model "model_$1_$mode" --arch "$1" --size "$(side 299)" --batch "${sweep[@]}" --compile "$mode" --merge on off
+    local batches=("${sweep[@]}")
+    [ "$mode" = off ] || batches=("${some[@]}")
+    for merge in on off; do
+      model "model_$1_${mode}_merge_$merge" --arch "$1" --size "$(side 299)" --batch "${batches[@]}" --compile "$mode" --merge "$merge"
+    done
   done
 }
 
@@ -111,11 +115,15 @@ slim() { network slim; }
 
 sizes() {
   for pixels in 192 224; do
-    model "model_paper_$pixels" --arch paper --size "$(side $pixels)" --batch "${some[@]}" --compile "${modes[@]}" --merge on
+    model "model_paper_$pixels" --arch paper --size "$(side "$pixels")" --batch "${some[@]}" --compile "${modes[@]}" --merge on
   done
 }
 
-timm() { model model_timm --arch slim --vs timm --size "$(side 299)" --batch "${some[@]}" --compile "${modes[@]}" --merge on off; }
+timm() {
+  for mode in "${modes[@]}"; do
+    model "model_timm_$mode" --arch slim --vs timm --size "$(side 299)" --batch "${some[@]}" --compile "$mode" --merge on off
+  done
+}
 
 from() {  # from NAME RESIZE: the trainer, and what bounds it, from images that were built so; warped and cropped, as both can be
   local batch=256 input=(--input.resize-mode warp --input.augment crop) last=(--minutes 1)

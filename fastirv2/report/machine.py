@@ -21,6 +21,7 @@ from fastirv2.errors import DataError
 from fastirv2.host import available_cpus
 
 KERNELS = "TORCHINDUCTOR_CACHE_DIR"  # the folder of what torch.compile made; what is in it decides a first step's seconds
+_GIVEN = os.environ.get(KERNELS)  # before torch sets it
 
 
 def describe() -> dict[str, Any]:
@@ -81,11 +82,9 @@ def _command() -> str:
         at = words.index("--json")
         del words[at : at + 2]
     name = f"{tool.parent.name}/{tool.name}" if tool.parent.name == "tools" else tool.name
-    line = shlex.join(["python", name, *words])
-    if KERNELS not in os.environ:
-        return line
-    folder, here = Path(os.environ[KERNELS]), Path.cwd()  # which torch makes an absolute path
-    return f"{KERNELS}={shlex.quote(str(folder.relative_to(here) if folder.is_relative_to(here) else folder))} {line}"
+    ranks = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun's
+    line = shlex.join([*(["torchrun", "--nproc-per-node", ranks] if ranks else ["python"]), name, *words])
+    return f"{KERNELS}={shlex.quote(_GIVEN)} {line}" if _GIVEN else line
 
 
 def wait_for(device: torch.device) -> None:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from fastirv2.errors import DataError
+from tests.processes import torchrun
 from tests.tools.test_tools import TOOLS
 
 sys.path.insert(0, str(TOOLS))
@@ -28,6 +29,16 @@ def test_another_figure_in_a_file_is_another_table(tmp_path):
     found["batches"][0]["train"]["median"] = 1234.5
     (tmp_path / "one.json").write_text(json.dumps(found))
     assert table(tmp_path) == before.replace("10.0 images/s", "1,234 images/s") != before
+
+
+def test_a_measurement_over_two_ranks_says_how_it_was_started(tmp_path):
+    options = ("--size", "75", "--rounds", "1", "--device", "cpu", "--amp", "fp32", "--batch", "2", "--norm", "shared")
+    done = torchrun(2, TOOLS / "bench_model.py", *options, "--json", tmp_path / "two.json")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "two.json").read_text())
+    assert (measured["ranks"], measured["batches"][0]["norm"]) == (2, "shared")
+    assert measured["command"] == f"torchrun --nproc-per-node 2 tools/bench_model.py {' '.join(options)}"
+    assert "at 75², batch 2 × 2, fp32, statistics over all ranks" in table(tmp_path)
 
 
 @pytest.mark.parametrize(
