@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,24 @@ def command(light, file_list, tmp_path, monkeypatch):
 
 
 def start_nodes(*arguments):
-    """Start two torchruns of one rank each that find each other by a rendezvous, as on two hosts."""
+    """Start two torchruns of one rank each that find each other by a rendezvous, as on two hosts; the first one keeps it."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        endpoint = f"localhost:{probe.getsockname()[1]}"
-    meeting = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "1")
+        endpoint = probe.getsockname()
+    meeting = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{endpoint[1]}", "--rdzv-id", "1")
     line = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", "1", *arguments]
-    return [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+
+    def start():
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    keeper = start()
+    while keeper.poll() is None:
+        try:
+            socket.create_connection(endpoint, timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+    return [keeper, start()]
 
 
 def children(pid):
