@@ -31,7 +31,7 @@ from fastirv2.scoring.outcomes import Outcomes, outcomes_of
 from fastirv2.scoring.progress import progress
 from fastirv2.scoring.protocol import Protocol, choose_protocol
 from fastirv2.trained import Trained, open_trained
-from fastirv2.training.distributed import Process, from_all, join, leave, together
+from fastirv2.training.distributed import Process, from_all, join, leaving, together
 from fastirv2.training.engine import choose_precision
 from fastirv2.training.plan import Amp
 
@@ -202,12 +202,10 @@ def command() -> int:
             tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(Options),
             prog=f"python -m {PROGRAM}", description=description, console_outputs=first,
         )  # fmt: skip
-    process = join(options.device)
-    try:
+    with leaving():
+        process = join(options.device)
         with enough_memory():
             evaluate(options, process, Console(first=first))
-    finally:
-        leave()
     return 0
 
 

@@ -30,7 +30,7 @@ from fastirv2.training.distributed import (
     from_all,
     is_lost_connection,
     join,
-    leave,
+    leaving,
     together,
 )
 from fastirv2.training.ema import describe_averaging
@@ -176,10 +176,11 @@ def command() -> int:
     check_usage(options)
     watchdog = Watchdog(PROGRAM, options.config.train.timeout, signals.Signals())
     try:
-        process = join(options.config.train.device, watchdog.collective_seconds)
-        check_device(options.config, process.device)
-        with explained():
-            execute(options, process, console, watchdog)
+        with leaving():
+            process = join(options.config.train.device, watchdog.collective_seconds)
+            check_device(options.config, process.device)
+            with explained():
+                execute(options, process, console, watchdog)
     except torch.OutOfMemoryError as error:
         watchdog.tell(UsageError.exit_code)
         short = UsageError(f"the GPU's memory does not suffice; give a smaller --train.batch ({error})".split("\n")[0])
@@ -197,7 +198,6 @@ def command() -> int:
             raise
         return code
     finally:
-        leave()
         watchdog.stop()
     return 0
 

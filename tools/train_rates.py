@@ -30,7 +30,7 @@ from fastirv2.report.console import Console
 from fastirv2.report.machine import peak_memory, seconds_of, spread, wait_for
 from fastirv2.training import signals
 from fastirv2.training.compiled import explained
-from fastirv2.training.distributed import from_all, join, leave, same_on_all, together
+from fastirv2.training.distributed import from_all, join, leaving, same_on_all, together
 from fastirv2.training.engine import Batch
 from fastirv2.training.optim import set_rate
 from fastirv2.training.run import Run
@@ -50,19 +50,19 @@ def opened_run(arguments: Sequence[str], program: str) -> Iterator[tuple[Run, Co
     """
     options = parse(arguments, silent=True)
     watchdog = Watchdog(program, 0, signals.Signals())
-    run = None
     try:
-        process = join(options.config.train.device, watchdog.collective_seconds)
-        check_device(options.config, process.device)
-        with TemporaryDirectory() as folder, explained():
-            console = Console(first=False)
-            prepared = together(lambda: prepare(fit_batch(options, process, console), process))
-            run = build(prepared, Path(folder), process, console, watchdog, None, None)
-            yield run, prepared.config
+        with leaving():
+            process = join(options.config.train.device, watchdog.collective_seconds)
+            check_device(options.config, process.device)
+            with TemporaryDirectory() as folder, explained():
+                console = Console(first=False)
+                prepared = together(lambda: prepare(fit_batch(options, process, console), process))
+                run = build(prepared, Path(folder), process, console, watchdog, None, None)
+                try:
+                    yield run, prepared.config
+                finally:
+                    run.end(with_all=False)
     finally:
-        if run:
-            run.end(with_all=False)
-        leave()
         watchdog.stop()
 
 

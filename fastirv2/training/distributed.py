@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple, TypeVar, cast
@@ -21,7 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that torchrun started, and its share of the host's CPUs; `python -m` alone is rank 0 of 1."""
+    """This process among those that torchrun started, and its share of the host's CPUs; `python -m` alone is rank 0 of 1.
+
+    Collectives fail after `seconds`.
+    """
 
     rank: int
     world: int
@@ -29,6 +33,7 @@ class Process:
     local_world: int
     device: torch.device
     cpus: int = 1
+    seconds: float = 1800.0
 
     @property
     def first(self) -> bool:
@@ -61,7 +66,7 @@ def join(device: str, seconds: float = 1800.0) -> Process:
     cpus = cpu_share(masks)
     if not gpus and len(masks) > 1:  # torchrun would give each rank one thread, or each of two launchers' all
         torch.set_num_threads(cpus)
-    return Process(rank, world, local_rank, local_world, here, cpus)
+    return Process(rank, world, local_rank, local_world, here, cpus, seconds)
 
 
 def _masks_of_host() -> list[frozenset[int]]:
@@ -75,16 +80,32 @@ def _masks_of_host() -> list[frozenset[int]]:
 
 
 def leave() -> None:
-    """Take the process group down, if there is one."""
+    """Take the process group down, if there is one: NCCL waits for all ranks of a host to do so."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Leave the process group where all ranks do: at the context's end, and by an error that all of them raise.
+
+    A rank that fails alone must not: the others would keep it waiting in a collective, and what it has to say unsaid.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.shared:
+            leave()
+        raise
+    leave()
 
 
 def neighbours(process: Process, size: int) -> dist.ProcessGroup | None:
     """Return the group of the `size` neighbouring ranks that this one is in, or None for a group of one."""
     if size == 1:
         return None
-    groups = [dist.new_group(range(first, first + size)) for first in range(0, process.world, size)]
+    limit = timedelta(seconds=process.seconds)  # a group does not take over the one that its ranks were given
+    groups = [dist.new_group(range(first, first + size), timeout=limit) for first in range(0, process.world, size)]
     return groups[process.rank // size]
 
 
@@ -152,7 +173,8 @@ class Agreement:
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        limit = timedelta(seconds=watchdog.collective_seconds)
+        self._group = dist.new_group(backend="gloo", timeout=limit) if dist.is_initialized() else None
         self._sent: tuple[dist.Work, torch.Tensor] | None = None
 
     def reach(self, *, checkpoint: bool = False, fault: bool = False) -> Agreed:
