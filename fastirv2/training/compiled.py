@@ -6,9 +6,11 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -43,8 +45,11 @@ def _missing(device: torch.device) -> str | None:
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "triton, which is not installed here"
-        there = any(shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name)
-        return None if there else "a C compiler (gcc, or what CC names), and there is none here"
+        names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # what triton looks for
+        if not any(map(shutil.which, names)):
+            return "a C compiler (gcc, or what CC names), and there is none here"
+        headers = Path(sysconfig.get_paths()["include"], "Python.h")
+        return None if headers.is_file() else f"Python's headers (python3-dev), and there is no {headers}"
     from torch._inductor import cpp_builder, exc  # takes a second, which only those pay who compile
 
     try:

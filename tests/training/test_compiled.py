@@ -118,6 +118,17 @@ def test_without_a_compiler_there_is_a_sentence_and_auto_goes_without(monkeypatc
         choose_compile("regional", CPU)
 
 
+def test_a_gpu_without_pythons_headers_trains_without_compiling(monkeypatch, tmp_path):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
+    assert choose_compile("auto", device) == "regional"
+    monkeypatch.setattr(compiled.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert choose_compile("auto", device) == "off"
+    with pytest.raises(UsageError, match=r"needs Python's headers \(python3-dev\), and there is no .*Python\.h; install it"):
+        choose_compile("regional", device)
+
+
 def test_ranks_share_the_cpus_for_compiling(monkeypatch):
     from torch._inductor import config
 
