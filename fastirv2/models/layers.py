@@ -67,7 +67,7 @@ class ConvNorm(nn.Module):
 
 
 class GlobalPool(nn.Module):
-    """The average over all places; where it is asked to `watch`, it notes the share of zeros among what it averages.
+    """The average over all places; asked to `watch`, in training, it notes the share of zeros among what it averages.
 
     A share near 1 is a network that has died, as very wide residual ones do (arXiv 1602.07261, section 3.3).
     """
@@ -79,7 +79,7 @@ class GlobalPool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to (N, C)."""
-        if self.watch:
+        if self.watch and self.training:
             self.zero_share = (x.detach() == 0).float().mean()
         return x.mean((2, 3))
 

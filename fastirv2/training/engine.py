@@ -121,6 +121,7 @@ class Engine:
         self._recomputed = recompute > 0
         recompute_stages(self.model, recompute)
         self._capture = capture
+        self._whole = compile == "full"  # in one graph with the pool: looked at now and then, it would be compiled twice
         self._captured: CapturedStep | None = None
         self.parallel = self.model if process.world == 1 else _data_parallel(self.model, process, static=accumulation == 1)
 
@@ -143,7 +144,7 @@ class Engine:
         `zero_share` known afterwards. Where the gradient is not finite the step leaves nothing behind (`Gate`).
         """
         for pool in self._pools:
-            pool.watch = watch or self._capture
+            pool.watch = watch or self._capture or self._whole
         if self._capture:
             images, labels, _ = next(batches)
             self._captured_step(optimizer).step(images, labels, self._keys(draw, 0, len(labels)), number)

@@ -73,7 +73,8 @@ def test_graphs_are_recorded_on_a_gpu_alone():
 @pytest.mark.gpu
 def test_a_captured_step_on_a_gpu_is_the_step():
     device = torch.device("cuda", 0)
-    plain, captured = train(capture=False, device=device)[0], train(capture=True, device=device)[0]
+    # in float64: of two images the last maps give normalisation two values, which makes much of every rounding
+    plain, captured = (train(capture=capture, device=device, amp="fp64")[0] for capture in (False, True))
     for name, value in plain.model.state_dict().items():
         torch.testing.assert_close(captured.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
     assert captured.train_counts.take()[3] == 12

@@ -174,6 +174,9 @@ def test_the_share_of_zeros_before_the_pool_is_known_of_steps_that_are_watched()
     assert engine.zero_share() is None
     engine.step(batches(1), optimizer, watch=True)
     assert engine.zero_share() == 0.5
+    engine.model.eval()
+    engine.model(torch.zeros(1, 3, 2, 2))
+    assert engine.zero_share() == 0.5
 
 
 @pytest.mark.gpu
