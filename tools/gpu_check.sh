@@ -81,7 +81,8 @@ if [ -n "$dry" ]; then
   side() { echo 75; }
 fi
 
-tests() { run tests "$python" -m pytest -m gpu -p no:cacheprovider tests/training tests/models tests/data; }
+tests() { run tests "$python" -m pytest -m gpu -p no:cacheprovider tests/training tests/models tests/data \
+  tests/use/test_evaluate.py tests/train/test_not_finite.py; }
 
 demo() {
   local stop=()

@@ -128,7 +128,8 @@ class Loader:
             try:
                 return self._pipeline.run(*self._stream())
             except RuntimeError as error:
-                self._begin_anew(error)
+                failure = error.with_traceback(None)  # which would keep the graph and its threads
+            self._begin_anew(failure)
 
     def _begin_anew(self, error: RuntimeError) -> None:
         """Feed a new graph what has not come out yet, without the images that cannot be decoded; raises where it is not them.
