@@ -16,6 +16,7 @@ an assumed --gpu-rate. With --memory, bench_memory.py measures the memory of bui
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -84,15 +86,26 @@ class Spent(NamedTuple):
 
 def run(line: list[str]) -> Spent:
     """Run a command and return what it took."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # its server of processes ends by itself, after the command
     others, before, begun = children(), processor_seconds(), perf_counter()
-    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    seconds = perf_counter() - begun
-    while orphans := children() - others:
-        os.waitpid(orphans.pop(), 0)
+    with adopting():  # its server of processes ends by itself, after the command
+        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        seconds = perf_counter() - begun
+        while orphans := children() - others:
+            os.waitpid(orphans.pop(), 0)
     if done.returncode:
         raise DataError(f"{' '.join(line)} ended with exit code {done.returncode}: {done.stderr.strip()}")
     return Spent(seconds, processor_seconds() - before)
+
+
+@contextlib.contextmanager
+def adopting() -> Iterator[None]:
+    """Have what outlives the processes that this one starts become its own children."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def children() -> set[int]:

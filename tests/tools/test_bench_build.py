@@ -1,5 +1,6 @@
 """The builder's bench measures whole commands beside yardsticks that do what they say."""
 
+import ctypes
 import json
 import sys
 
@@ -89,6 +90,9 @@ def test_processor_seconds_are_those_of_grandchildren_that_outlive_the_command_t
     work = "import time\nwhile time.process_time() < 1: pass"
     leave = f"import subprocess as s, sys; s.Popen([sys.executable, '-c', {work!r}], stdout=s.DEVNULL, stderr=s.DEVNULL)"
     taken = bench_build.run([sys.executable, "-c", leave])
+    is_adopting = ctypes.c_int()
+    ctypes.CDLL(None).prctl(37, ctypes.byref(is_adopting))  # PR_GET_CHILD_SUBREAPER
+    assert not is_adopting.value
     assert taken.processor_seconds > 1
 
 
