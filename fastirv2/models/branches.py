@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
 
-from fastirv2.models.layers import ConvNorm, pointwise
+from fastirv2.models.layers import ConvNorm, activated, pointwise
 from fastirv2.models.norm import normalise
 
 
@@ -66,18 +66,18 @@ def _merged(branches: tuple[nn.Module, ...], x: torch.Tensor, scale: float) -> t
         y = next(begun) if sibling else _before_relu(chain[0], x, scale if len(chain) == 1 else 1.0)
         for previous, layer in pairwise(chain):
             if _has_relu(previous):  # a head's output is a slice, of which ReLU makes a dense tensor
-                y = y.relu() if sibling and previous is chain[0] else y.relu_()
+                y = y.relu() if sibling and previous is chain[0] else activated(y)
             y = _before_relu(layer, y, scale if layer is chain[-1] else 1.0)
         ends.append((y, _has_relu(chain[-1])))
     return _concatenate_activated(ends)
 
 
 def _heads(heads: list[ConvNorm], x: torch.Tensor, scales: list[float]) -> tuple[torch.Tensor, ...]:
-    """Return what each of `heads` has before its ReLU: slices of one tensor."""
+    """Return what each of `heads` has before its ReLU."""
     if not heads:
         return ()
     y = pointwise(x, torch.cat([head.conv.weight.to(x.dtype) for head in heads]))  # in autocast's type: half the bytes
-    return normalise([head.bn for head in heads], y, scales).split([head.bn.num_features for head in heads], dim=1)
+    return normalise([head.bn for head in heads], y, scales)
 
 
 def _has_relu(layer: nn.Module) -> bool:
@@ -107,8 +107,8 @@ class _ActivatedConcatenation(torch.autograd.Function):
         last = any(part.is_contiguous(memory_format=torch.channels_last) for part in parts)
         layout = torch.channels_last if last else torch.contiguous_format
         y = torch.empty((n, sum(ctx.sizes), height, width), dtype=parts[0].dtype, device=parts[0].device, memory_format=layout)
-        for part, out, activated in zip(parts, y.split(ctx.sizes, dim=1), relu, strict=True):
-            if activated:
+        for part, out, marked in zip(parts, y.split(ctx.sizes, dim=1), relu, strict=True):
+            if marked:
                 torch.clamp_min(part, 0, out=out)
             else:
                 out.copy_(part)

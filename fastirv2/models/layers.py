@@ -63,7 +63,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H', W')."""
         x = self.bn(self.conv(x))
-        return x.relu_() if self.relu else x
+        return activated(x) if self.relu else x
 
 
 class GlobalPool(nn.Module):
@@ -94,6 +94,11 @@ class Classifier(nn.Linear):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x)
+
+
+def activated(x: torch.Tensor) -> torch.Tensor:
+    """Return ReLU of `x`, in its place unless compiled: a compiler knows by itself what is not read again."""
+    return x.relu() if torch.compiler.is_compiling() else x.relu_()
 
 
 def scaled_sum(x: torch.Tensor, residual: torch.Tensor, scale: float, *, relu: bool = True) -> torch.Tensor:

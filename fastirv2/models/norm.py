@@ -43,7 +43,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         """Normalise `x` (N, C, H, W) and scale the result; in training mode the running statistics move by `momentum`."""
         if self.moving and self.statistics != Statistics():
-            return normalise((self,), x, (scale,))
+            return normalise((self,), x, (scale,))[0]
         weight, bias = _scaled(self.weight, scale), _scaled(self.bias, scale)
         return functional.batch_norm(x, self.running_mean, self.running_var, weight, bias, self.moving, self.momentum, self.eps)
 
@@ -53,23 +53,31 @@ class BatchNorm2d(nn.BatchNorm2d):
         return self.training and not self.frozen
 
 
-def normalise(layers: Sequence[BatchNorm2d], x: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+def normalise(layers: Sequence[BatchNorm2d], x: torch.Tensor, scales: Sequence[float]) -> tuple[torch.Tensor, ...]:
     """Normalise `x` (N, C, H, W), whose channels are those of `layers`, all alike, one layer after the other.
 
     It is what the layers would do, each with its own channels, at once: one kernel, and one collective of their statistics.
     A layer's result is scaled by its place in `scales`, through its weight and bias: that costs no pass over the images.
+
+    Returns:
+        what each layer makes of its channels: slices of one tensor, or, compiled, tensors of their own.
     """
     first = layers[0]
+    widths = [layer.num_features for layer in layers]
     weight = _joined([_scaled(layer.weight, scale) for layer, scale in zip(layers, scales, strict=True)])
     bias = _joined([_scaled(layer.bias, scale) for layer, scale in zip(layers, scales, strict=True)])
     means, variances = ([getattr(layer, name) for layer in layers] for name in ("running_mean", "running_var"))
     if not first.moving:
-        return functional.batch_norm(x, _joined(means), _joined(variances), weight, bias, False, 0.0, first.eps)
-    y, mean, var = _normalised(x, weight, bias, first.statistics, first.eps)
-    widths = [layer.num_features for layer in layers]
+        y = functional.batch_norm(x, _joined(means), _joined(variances), weight, bias, False, 0.0, first.eps)
+        return _split(y, widths)
+    if torch.compiler.is_compiling():
+        *parts, mean, var = _FusedBatchNorm.apply(x, weight, bias, widths, first.statistics, first.eps)
+    else:
+        y, mean, var = _normalised(x, weight, bias, first.statistics, first.eps)
+        parts = _split(y, widths)
     # `.data`: where all statistics are views of one tensor, layers before this one have saved theirs, and never read them again
     torch._foreach_lerp_([old.data for old in means + variances], [*mean.split(widths), *var.split(widths)], first.momentum)
-    return y
+    return tuple(parts)
 
 
 def _scaled(parameter: torch.Tensor, scale: float) -> torch.Tensor:
@@ -80,6 +88,10 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
+def _split(y: torch.Tensor, widths: list[int]) -> tuple[torch.Tensor, ...]:
+    return y.split(widths, dim=1) if len(widths) > 1 else (y,)  # a slice could not be changed in place
+
+
 def _normalised(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, statistics: Statistics, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -87,8 +99,6 @@ def _normalised(
     if statistics.group is not None:
         y, mean, var, count = _SharedBatchNorm.apply(x, weight, bias, statistics.group, eps)
         return y, mean, var * (count / (count - 1))
-    if statistics.splits > 1 and torch.compiler.is_compiling():
-        return _normalised_in_view(x, weight, bias, statistics.splits, eps)
     # a momentum of 1 puts a part's own statistics where the running ones stand
     mean, var = torch.zeros(2, statistics.splits, len(weight), dtype=weight.dtype, device=x.device)
     parts = [
@@ -98,16 +108,64 @@ def _normalised(
     return _joined(parts), mean.mean(0), var.mean(0)
 
 
-def _normalised_in_view(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, splits: int, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalise the parts of a batch each on its own, as a compiler likes it: one reduction and one formula for all."""
-    parts = x.unflatten(0, (splits, -1)).to(torch.promote_types(x.dtype, torch.float32))
-    var, mean = torch.var_mean(parts, dim=(1, 3, 4), correction=0)
-    scale = weight * torch.rsqrt(var + eps)
-    y = (parts - _spread(mean)) * _spread(scale) + bias[:, None, None]
-    count = x[:, 0].numel() // splits
-    return y.to(x.dtype).flatten(0, 1), mean.mean(0), var.mean(0) * (count / (count - 1))
+class _FusedBatchNorm(torch.autograd.Function):
+    """Ioffe & Szegedy 2015, algorithm 1, and its gradient (section 3), in plain formulas that a compiler makes kernels of.
+
+    Statistics are taken in one reduction over all channels. Each layer's channels are then normalised on their own, as what
+    follows reads them: what is computed for several readers at once would be written to memory first, in single precision.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        widths: list[int],
+        statistics: Statistics,
+        eps: float,
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.widths, ctx.statistics = widths, statistics
+        ctx.count = x[:, 0].numel() // statistics.splits
+        var, mean = torch.var_mean(_wide(x, statistics), dim=_IMAGES, correction=0)
+        if statistics.group is not None:
+            mean, var = (each[None] for each in _combine(mean[0], var[0], statistics.group))
+            ctx.count *= dist.get_world_size(statistics.group)
+        deviation = torch.rsqrt(var + eps)
+        ctx.save_for_backward(x, weight, mean, deviation)
+        columns = zip(*(each.split(widths, -1) for each in (mean, weight * deviation, bias)), strict=True)
+        parts = [
+            ((_wide(part, statistics) - _spread(mean_)) * _spread(scale) + shift[:, None, None]).to(x.dtype).flatten(0, 1)
+            for part, (mean_, scale, shift) in zip(x.split(widths, 1), columns, strict=True)
+        ]
+        mean, var = mean.mean(0), var.mean(0) * (ctx.count / (ctx.count - 1))
+        ctx.mark_non_differentiable(mean, var)
+        return *parts, mean, var
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, deviation = ctx.saved_tensors
+        splits, group = ctx.statistics.splits, ctx.statistics.group
+        dys = [dy.unflatten(0, (splits, -1)) for dy in gradients[:-2]]
+        parts = [part.unflatten(0, (splits, -1)) for part in x.split(ctx.widths, 1)]
+        triples = list(zip(dys, parts, map(_spread, mean.split(ctx.widths, 1)), strict=True))
+        sums = torch.stack(
+            [
+                torch.cat([dy.sum(_IMAGES, dtype=mean.dtype) for dy in dys], 1),
+                torch.cat([(dy * (part - m)).sum(_IMAGES) for dy, part, m in triples], 1) * deviation,
+            ]
+        )  # (2, splits, C)
+        d_bias, d_weight = sums.sum(1)
+        if group is not None:
+            sums = collectives.wait_tensor(collectives.all_reduce(sums, "sum", group))
+        shift, slope = sums / ctx.count
+        # dx = scale · (dy - shift - (x - mean) · deviation · slope), which is a line in dy and x
+        scale, steep = weight * deviation, deviation * slope
+        # by a foreach, which a compiler computes once for each channel, and not again for each pixel
+        of_x, rest = torch._foreach_mul([steep, shift - steep * mean], [-scale, -scale])
+        lines = zip(*(map(_spread, each.split(ctx.widths, 1)) for each in (scale, of_x, rest)), strict=True)
+        dx = [(dy * a + part * b + c).to(x.dtype).flatten(0, 1) for dy, part, (a, b, c) in zip(dys, parts, lines, strict=True)]
+        return torch.cat(dx, 1), d_weight, d_bias, None, None, None
 
 
 class _SharedBatchNorm(torch.autograd.Function):
@@ -143,11 +201,16 @@ class _SharedBatchNorm(torch.autograd.Function):
 
 def _moments(x: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the means and biased variances (C,) of this rank's images, in the type of `like`."""
-    if torch.compiler.is_compiling():  # which makes one kernel of this
-        var, mean = torch.var_mean(x.to(like.dtype), dim=(0, 2, 3), correction=0)
-        return mean, var
     unused = torch.zeros(2, x.shape[1], dtype=like.dtype, device=x.device)  # their type is that of the results
     return torch.batch_norm_update_stats(x, *unused, 0.0)
+
+
+_IMAGES = (1, 3, 4)  # what statistics are taken over, in what `_wide` returns
+
+
+def _wide(x: torch.Tensor, statistics: Statistics) -> torch.Tensor:
+    """View images (N, C, H, W) as (splits, N / splits, C, H, W), in single precision at least."""
+    return x.unflatten(0, (statistics.splits, -1)).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _spread(statistic: torch.Tensor) -> torch.Tensor:

@@ -134,6 +134,10 @@ def _configure(cpus: int) -> None:
     config.recompile_limit = max(config.recompile_limit, _LIMIT)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * _LIMIT)
     config.fail_on_recompile_limit_hit = True
+    # What has several readers (or one) is written to memory if computing it reads more than 4 (or 8) tensors: a normalisation's
+    # output or gradient would be, in single precision, where its readers compute it for less.
+    for name, reads in (("realize_reads_threshold", 8), ("realize_acc_reads_threshold", 16)):
+        setattr(torch._inductor.config, name, max(getattr(torch._inductor.config, name) or 0, reads))
     config.optimize_ddp = False  # would cut each block's graph to the buckets of gradients; blocks are small enough
 
 
