@@ -18,6 +18,7 @@ from tyro.conf import Positional, arg
 
 from fastirv2.building.images import Preparer, Resize, Result, Task
 from fastirv2.building.partial import (
+    check_apart,
     check_out,
     disk_errors,
     make_parent,
@@ -32,7 +33,7 @@ from fastirv2.building.summary import print_summary
 from fastirv2.building.workers import WorkerDiedError, Workers
 from fastirv2.building.writer import FORMAT_VERSION, RecordWriter, key_digits, write_dataset
 from fastirv2.data.counter import permutation
-from fastirv2.errors import DataError, StoppedError, UsageError, run_command
+from fastirv2.errors import DataError, StoppedError, UsageError, run_command, say, tell
 from fastirv2.host import available_cpus
 
 PROGRAM = "fastirv2-build-lmdb"
@@ -116,11 +117,10 @@ def build(options: Options) -> str:
     part = options.slice()
     out = Path(os.path.realpath(options.out))
     check_out(out, overwrite=options.overwrite)
+    check_apart(options.source, out)
     source = open_source(options.source, options.root, options.classes, options.val_labels)
     for note in source.notes:
-        print(f"{PROGRAM}: {note}", file=sys.stderr)
-    if os.path.isdir(options.source) and out.is_relative_to(os.path.realpath(options.source)):
-        raise DataError(f"{options.out} lies inside of SOURCE, which would become a class; choose an OUT elsewhere")
+        say(f"{PROGRAM}: {note}")
     order = stored_order(len(source), options.seed, options.limit, part)
     settings = {
         "format_version": FORMAT_VERSION,
@@ -130,7 +130,7 @@ def build(options: Options) -> str:
         "quality": options.quality,
         "seed": options.seed,
         "limit": options.limit,
-        "part": options.part,
+        "part": options.part and "{}/{}".format(*part),
     }
     make_parent(out)
     with only_builder(out), disk_errors(partial_folder(out), len(order)):
@@ -140,7 +140,7 @@ def build(options: Options) -> str:
             workers = options.workers or available_cpus()
             fill(folder, source, order, Preparer(resize, options.quality), workers, options.max_bad)
             write_dataset(folder, source.classes, settings, (source.names[position] for position in order))
-        publish(out)
+        publish(out, overwrite=options.overwrite)
     return print_summary(out, time.monotonic() - begun)
 
 
@@ -168,6 +168,8 @@ def fill(folder: Path, source: Source, order: np.ndarray, job: Preparer, workers
             f"{ended(error)}, as others before; give the same command to go on, with fewer --workers, or without that image"
         ) from error
     except StoppedError as error:
+        if writer.whole:
+            writer.commit()
         raise StoppedError(
             f"stopped with {writer.committed:,} of {len(order):,} images in {folder}; give the same command to go on"
         ) from error
@@ -249,9 +251,12 @@ def _run(options: Options) -> None:
     if options.check is not None:
         from fastirv2.building.check import check
 
-        print(check(Path(options.check), decode=options.decode, workers=options.workers or available_cpus()))
+        try:
+            tell(check(Path(options.check), decode=options.decode, workers=options.workers or available_cpus()))
+        except StoppedError as error:
+            raise StoppedError("the check was stopped by a signal; give the same command to begin it anew") from error
     else:
-        print(build(options))
+        tell(build(options))
 
 
 def _stop(number: int, _: object) -> None:

@@ -70,25 +70,47 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
 
     `short` says that its options have no sections.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process runs
     try:
         code = main() or 0
     except UserError as error:
         if not error.shared or os.environ.get("RANK", "0") == "0":
-            _say(f"{program}: {short_options(str(error)) if short else error}")
+            say(f"{program}: {short_options(str(error)) if short else error}")
         code = error.exit_code
     except KeyboardInterrupt:
-        _say(f"{program}: stopped by Ctrl-C, nothing was saved")
+        say(f"{program}: stopped by Ctrl-C, nothing was saved")
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         code = 128 + signal.SIGPIPE
     try:
         sys.stdout.flush()
     except OSError:  # into a file on a full disk: Python would exit with 120
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
     sys.exit(code)
 
 
-def _say(text: str) -> None:
+def tell(text: str) -> None:
+    """Print to stdout what a command has done; a file on a full disk misses it, but what is done is done.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+    """
+    try:
+        print(text)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        _close_stdout()
+
+
+def _close_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, whether or not anybody can read it."""
     with contextlib.suppress(OSError):  # into a file on a full disk: the exit code matters more
         print(text, file=sys.stderr, flush=True)

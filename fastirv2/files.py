@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -101,10 +103,10 @@ def hold(path: Path) -> int:
 
     Raises:
         HeldError: another process holds it.
-        OSError: the file cannot be made or locked.
+        OSError: the file cannot be made or locked, is a link, or holds something else.
     """
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -114,6 +116,9 @@ def hold(path: Path) -> int:
         except OSError:
             os.close(file)
             raise
+        if not re.fullmatch(rb"(\d+( on [^\n]*)?\n?)?", os.pread(file, 300, 0)):
+            os.close(file)
+            raise OSError(errno.EEXIST, "it holds something else", str(path))
         if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:  # its last holder may have removed it meanwhile
             os.ftruncate(file, 0)
             os.write(file, f"{os.getpid()} on {socket.gethostname()}\n".encode())

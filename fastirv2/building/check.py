@@ -15,9 +15,10 @@ import lmdb
 import numpy as np
 
 from fastirv2.building.jpeg import BadImageError, read_frame, verify_jpeg
+from fastirv2.building.partial import check_name
 from fastirv2.building.sources import Place
 from fastirv2.building.workers import WorkerDiedError, Workers
-from fastirv2.building.writer import FORMAT_VERSION, INDEX, key_digits
+from fastirv2.building.writer import FORMAT_VERSION, INDEX, classes_digest, key_digits
 from fastirv2.data.datum import scan
 from fastirv2.data.lmdb_file import OVERFLOW, PAGE_HEADER, Meta, check_size, value_extents
 from fastirv2.errors import DataError
@@ -75,6 +76,7 @@ def check(path: Path, *, decode: bool = False, workers: int = 1) -> str:
         )
     _check_totals(path, index, dataset)
     _check_names(path, dataset)
+    _check_settings(path, dataset)
     _check_lookups(path, meta.entries)
     if decode:
         _decode_all(path, index, workers)
@@ -87,7 +89,8 @@ def _read_dataset(path: Path) -> dict[str, Any]:
     """Return dataset.json with the fields that the check needs."""
     file = path / "dataset.json"
     partial = f"{os.path.abspath(path)}.partial"
-    if path.name.endswith(".partial") or (not os.path.exists(path) and os.path.exists(partial)):
+    check_name(path)
+    if (path.name.endswith(".partial") and not os.path.exists(file)) or (not os.path.exists(path) and os.path.exists(partial)):
         raise DataError(f"{path}: this build is unfinished; give its fastirv2-build-lmdb command again to go on with it")
     if not os.path.exists(path / "data.mdb"):
         raise DataError(f"{path} is no LMDB folder: there is no {path / 'data.mdb'}")
@@ -198,6 +201,16 @@ def _check_names(path: Path, dataset: dict[str, Any]) -> None:
         raise DataError(f"{file} cannot be read: {error.strerror}; {_MEND}") from error
     if hashlib.sha256(names).hexdigest() != dataset["names_digest"]:
         raise DataError(f"{file} does not hold the names that were built; {_MEND}")
+
+
+def _check_settings(path: Path, dataset: dict[str, Any]) -> None:
+    """Make sure that the classes' names and the build's options in dataset.json are those that it was written with."""
+    classes, build = dataset["classes"], dataset.get("build", {})
+    changed = [name for name in ("resize", "quality", "seed", "part") if name in build and dataset.get(name) != build[name]]
+    if dataset.get("classes_digest", digest := classes_digest(classes)) != digest:  # older builds have none
+        changed.append("classes")
+    if changed:
+        raise DataError(f"{path / 'dataset.json'}: {changed[0]} is not what the LMDB was built with; {_MEND}")
 
 
 def _check_lookups(path: Path, count: int) -> None:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import operator
 import os
+import stat
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,10 @@ class Place(NamedTuple):
 
     def read(self) -> bytes:
         """Return the bytes; raises OSError when they cannot be read, or when the file ends before them."""
-        with open(self.path, "rb", buffering=0) as file:
+        # without waiting: a pipe has nobody that writes to it
+        with open(self.path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.ENXIO, "is a device, pipe or socket", self.path)
             if self.length is None:
                 return file.read()
             data = os.pread(file.fileno(), self.length, self.offset)

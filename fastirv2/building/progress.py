@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from fastirv2.building.summary import time_text
+from fastirv2.errors import say
 
 SECONDS_A_LINE = 10
 
@@ -64,4 +65,4 @@ class Progress:
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)

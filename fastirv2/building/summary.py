@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from fastirv2.errors import tell
 
 _REASONS = 12  # lines of reasons that the table shows, the most frequent first
 
@@ -31,7 +34,9 @@ def print_summary(out: Path, seconds: float) -> str:
     size = size_text((out / "data.mdb").stat().st_size)
     table.add_row("size", size)
     table.add_row("time", f"{time_text(seconds)}, {dataset['count'] / max(seconds, 1e-9):,.0f} images/s")
-    Console(highlight=False, markup=False).print(table)
+    text = io.StringIO()  # rich ends a process by itself where nobody reads what it prints
+    Console(file=text, width=Console().width, highlight=False, markup=False).print(table)
+    tell(text.getvalue().rstrip("\n"))
     totals = {action: counts.total() for action, counts in reasons.items()}
     return (
         f"{dataset['count']:,} images, {totals['rejected']:,} rejected, {totals['repaired']:,} repaired, {size}, "

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections import deque
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from fastirv2.building.channel import Ring, receive, send
+from fastirv2.errors import DataError
 
 CHUNK = 32  # tasks a message, or
 _CHUNKS_A_WORKER = 16  # fewer, so that each worker gets so many messages: all end at about the same time
@@ -160,7 +162,10 @@ class Workers:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is closed")
-            process.start()
+            try:
+                process.start()
+            except (OSError, EOFError) as error:
+                raise DataError(_why_none_starts(error)) from error
             self._workers.append(worker)
         theirs.close()
         return worker
@@ -326,6 +331,18 @@ def _attempt(outcomes: Iterator[Any], connection: Connection, ring: Ring) -> Any
     except Exception:
         send(connection, ring, traceback.format_exc())
         sys.exit(1)
+
+
+def _why_none_starts(error: Exception) -> str:
+    if "AF_UNIX" in str(error):
+        return (
+            f"worker processes cannot be started: {tempfile.gettempdir()} is too long a path for the socket by which they are "
+            "asked; set TMPDIR to a shorter one, such as /tmp"
+        )
+    return (
+        f"worker processes cannot be started ({error or type(error).__name__}); memory or open files (ulimit -n) may be "
+        "scarce: give the same command with fewer --workers"
+    )
 
 
 def _neighbours() -> list[str]:

@@ -64,12 +64,14 @@ class RecordWriter:
         self._journal = (folder / "journal").open("ab", buffering=0)
         self._report = (folder / "rejected.jsonl").open("ab", buffering=0)
         self._report_end = self._report.tell()
+        self.whole = True  # no image is half taken, as it is where a signal comes in between
         self.done = self.committed = len(rows)
         self.stored = int(rows["stored"].sum())
         self.rejected = self.done - self.stored
 
     def add(self, name: str, label: int, result: Result) -> None:
-        """Take the next image's result; committed with others at the latest by `close`."""
+        """Take the next image's result; committed with others by `commit` at the latest."""
+        self.whole = False
         if result.reason:
             self._note(name, result.reason, "rejected" if result.value is None else "repaired")
         digest = b""
@@ -89,6 +91,7 @@ class RecordWriter:
         self.done += 1
         if self._pending_bytes >= COMMIT_BYTES or len(self._items) >= COMMIT_RECORDS:
             self.commit()
+        self.whole = True
 
     def commit(self) -> None:
         """Bring everything taken so far to the disk, in one transaction; the map grows when it is full."""
@@ -172,11 +175,17 @@ def write_dataset(folder: Path, classes: list[str], settings: dict[str, Any], na
         **{name: settings[name] for name in ("resize", "quality", "seed", "part")},
         "digest": digest.hexdigest(),
         "names_digest": names_digest.hexdigest(),
+        "classes_digest": classes_digest(classes),
         "build": settings,
     }
     text = json.dumps(dataset, indent=1).encode() + b"\n"
     write_file(folder / "dataset.json", lambda stream: stream.write(text))
     return dataset
+
+
+def classes_digest(classes: list[str]) -> str:
+    """Return the sha256 over the classes' names, in label order."""
+    return hashlib.sha256(json.dumps(classes).encode()).hexdigest()
 
 
 def _write_index(

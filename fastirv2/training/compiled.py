@@ -79,7 +79,7 @@ class Compiler:
     """
 
     def __init__(self, model: nn.Module, mode: Compile, *, cpus: int) -> None:
-        _configure(cpus)
+        _configure(cpus, gpu=any(parameter.is_cuda for parameter in model.parameters()))
         for part in regions(model) if mode == "regional" else [model]:
             part.forward = torch.compile(part.forward, backend=BACKEND, fullgraph=True, dynamic=False)
         self.graphs = 0
@@ -122,7 +122,7 @@ def _graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]  # type: ignore[attr-defined]
 
 
-def _configure(cpus: int) -> None:
+def _configure(cpus: int, *, gpu: bool) -> None:
     """Set torch's switches: the limit, which must not be met quietly, and how many compile at once."""
     threads = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") or str(max(1, min(cpus, _WORKERS)))
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = threads  # read when inductor is imported, here or in its workers
@@ -134,10 +134,11 @@ def _configure(cpus: int) -> None:
     config.recompile_limit = max(config.recompile_limit, _LIMIT)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * _LIMIT)
     config.fail_on_recompile_limit_hit = True
-    # What has several readers (or one) is written to memory if computing it reads more than 4 (or 8) tensors: a normalisation's
-    # output or gradient would be, in single precision, where its readers compute it for less.
-    for name, reads in (("realize_reads_threshold", 8), ("realize_acc_reads_threshold", 16)):
-        setattr(torch._inductor.config, name, max(getattr(torch._inductor.config, name) or 0, reads))
+    if gpu:
+        # What has several readers (or one) goes to memory if computing it reads more than 4 (or 8) tensors: a normalisation's
+        # output or gradient would, in single precision, where a GPU's readers compute it for less.
+        for name, reads in (("realize_reads_threshold", 8), ("realize_acc_reads_threshold", 16)):
+            setattr(torch._inductor.config, name, max(getattr(torch._inductor.config, name) or 0, reads))
     config.optimize_ddp = False  # would cut each block's graph to the buckets of gradients; blocks are small enough
 
 

@@ -339,16 +339,31 @@ def command_module():
     return fastirv2.build_lmdb
 
 
+GATE = """
+import builtins, os
+really = builtins.open
+def open(path, *rest, **options):
+    if str(path).endswith("/held.jpg"):
+        really(os.environ["GATE"], "rb").read()
+    return really(path, *rest, **options)
+builtins.open = open
+"""
+
+
 @pytest.fixture
 def blocked(tmp_path):
-    """A build that stands still because one of its images is a pipe that nobody writes to; and that pipe."""
+    """A build that stands still since whoever opens one of its images reads a pipe first; the image, the pipe's other end."""
     folder = class_folders(tmp_path / "source", {"ant": 40})
-    pipe = folder / "ant/pipe.jpg"
-    os.mkfifo(pipe)
+    image, gate, site = folder / "ant/held.jpg", tmp_path / "gate", tmp_path / "site"
+    image.write_bytes(jpeg())
+    os.mkfifo(gate)
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(GATE)
     line = [sys.executable, "-m", "fastirv2.build_lmdb", str(folder), str(tmp_path / "db"), "--workers", "2"]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    writing = pipe.open("wb")  # returns as soon as a worker opens it for reading
-    yield process, pipe, writing
+    env = {**os.environ, "PYTHONPATH": f"{site}:{os.environ.get('PYTHONPATH', '')}", "GATE": str(gate)}
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env)
+    writing = gate.open("wb")  # returns as soon as a worker opens it for reading
+    yield process, image, writing
     writing.close()
     if process.poll() is None:
         process.kill()
@@ -356,8 +371,9 @@ def blocked(tmp_path):
     process.wait()
 
 
-def readers(pipe):
-    """The processes that have the pipe open, without this one."""
+def readers(image):
+    """The processes that are held at the image, without this one."""
+    pipe = image.parents[2] / "gate"
     found = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
@@ -369,37 +385,35 @@ def readers(pipe):
 
 
 def test_a_killed_worker_is_named_and_its_images_are_tried_once_more(blocked):
-    process, pipe, _ = blocked
-    (worker,) = readers(pipe)
+    process, image, _ = blocked
+    (worker,) = readers(image)
     os.kill(worker, signal.SIGKILL)
     notice = process.stderr.readline()
     assert notice == (
-        f"worker process {worker} ended (killed by signal 9; out of memory?) while working on {pipe}; another one tries again\n"
+        f"worker process {worker} ended (killed by signal 9; out of memory?) while working on {image}; "
+        "another one tries again\n"
     )
-    (second,) = wait_for_reader(pipe)
+    (second,) = wait_for_reader(image)
     assert second != worker
     os.kill(second, signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 65
     assert errors.count("\n") == 1
-    assert f"worker process {second} ended (killed by signal 9; out of memory?) while working on {pipe}, as others" in errors
+    assert f"worker process {second} ended (killed by signal 9; out of memory?) while working on {image}, as others" in errors
     assert "give the same command to go on" in errors
 
 
 def test_images_that_are_gone_for_a_while_are_not_left_out(blocked, tmp_path):
     """A disk that fails ends the build; when it is back, the same command has every image."""
-    process, pipe, writing = blocked
-    classes = pipe.parent
+    process, image, writing = blocked
+    classes = image.parent
     classes.rename(tmp_path / "away")
-    writing.write(jpeg())
     writing.close()
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 65
     assert f"{classes}/" in errors
     assert "cannot be read: No such file or directory; when that is mended, the same command goes on" in errors
     (tmp_path / "away").rename(classes)
-    pipe.unlink()
-    pipe.write_bytes(jpeg())
     db = built(classes.parent, tmp_path / "db", max_bad=0.0)
     assert dataset(db)["count"] == 41
 
@@ -500,10 +514,10 @@ def test_a_class_in_a_compressed_tar_does_not_shift_the_labels_of_others(tmp_pat
     assert f"{tars} holds cat.tar.gz beside class tars: it cannot be read without unpacking it" in refused.stderr
 
 
-def wait_for_reader(pipe):
+def wait_for_reader(image):
     """Return the processes that have the pipe open, as soon as there is one."""
     deadline = time.monotonic() + 60
-    while not (found := readers(pipe)) and time.monotonic() < deadline:
+    while not (found := readers(image)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
 
@@ -511,12 +525,12 @@ def wait_for_reader(pipe):
 @pytest.mark.parametrize("to_group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_build_with_one_sentence(blocked, number, to_group):
-    process, pipe, _ = blocked
+    process, image, _ = blocked
     (os.killpg if to_group else os.kill)(process.pid, number)
     errors = process.communicate(timeout=60)[1]
     assert (process.returncode, errors.count("\n")) == (75, 1), errors
     assert "give the same command to go on" in errors
-    assert (pipe.parents[2] / "db.partial/build.json").exists()
+    assert (image.parents[2] / "db.partial/build.json").exists()
 
 
 def test_workers_end_when_their_builder_is_killed(blocked):
@@ -533,10 +547,10 @@ def test_workers_end_when_their_builder_is_killed(blocked):
 
 
 def test_a_second_builder_says_who_holds_the_folder(blocked):
-    process, pipe, _ = blocked
-    second = command(pipe.parents[1], pipe.parents[2] / "db")
+    process, image, _ = blocked
+    second = command(image.parents[1], image.parents[2] / "db")
     assert second.returncode == 65
-    assert f"process {process.pid} is building {pipe.parents[2] / 'db'} already" in second.stderr
+    assert f"process {process.pid} is building {image.parents[2] / 'db'} already" in second.stderr
 
 
 def test_a_partial_of_other_settings_is_refused_by_name(mixed, tmp_path):
@@ -547,9 +561,9 @@ def test_a_partial_of_other_settings_is_refused_by_name(mixed, tmp_path):
     for change, message in (
         ({"quality": 91}, "was begun with --quality 90, not 91"),
         ({"seed": 5}, "was begun with --seed 0, not 5"),
-        ({"limit": 9}, "was begun with --limit None, not 9"),
+        ({"limit": 9}, "was begun without --limit, not with 9"),
         ({"resize": "8x8"}, "was begun with --resize none, not 8x8"),
-        ({"part": "1/2"}, "was begun with --part None, not 1/2"),
+        ({"part": "1/2"}, "was begun without --part, not with 1/2"),
     ):
         with pytest.raises(DataError, match=f"{message}.*--overwrite"):
             built(folder, tmp_path / "db", **{**options, **change})
@@ -598,7 +612,7 @@ def test_a_disk_without_room_ends_the_build_with_what_is_needed(tmp_path):
     limited = command(folder, tmp_path / "db", preexec_fn=lambda: limit_files(size // 2))
     assert limited.returncode == 65
     assert "Traceback" not in limited.stderr
-    assert "does not fit on its disk: the LMDB needs" in limited.stderr.splitlines()[-1]
+    assert "does not fit in a file as large as ulimit -f allows: the LMDB needs" in limited.stderr.splitlines()[-1]
     assert (tmp_path / "db.partial/data.mdb").exists()
     assert command(folder, tmp_path / "db").returncode == 0
 

@@ -1,0 +1,153 @@
+"""What a build must not touch, what it refuses at its start, and where it stands still for nothing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fastirv2.build_lmdb import Options, build
+from fastirv2.building.check import check
+from fastirv2.building.partial import size_in_lmdb
+from fastirv2.building.progress import Progress
+from fastirv2.building.writer import read_journal
+from fastirv2.errors import DataError, StoppedError
+
+from .samples import built, class_folders, command
+
+
+@pytest.fixture
+def source(tmp_path):
+    return class_folders(tmp_path / "source", {"ant": 6, "owl": 5})
+
+
+@pytest.mark.parametrize("end", ["partial", "replaced"])
+def test_a_folder_beside_out_that_no_build_made_stays_as_it_is(source, tmp_path, end):
+    built(source, tmp_path / "db")
+    folder = tmp_path / f"db.{end}"
+    folder.mkdir()
+    (folder / "mine").write_text("precious")
+    with pytest.raises(DataError, match=f"db.{end} holds mine, which no build has made; move it away"):
+        built(source, tmp_path / "db", overwrite=True)
+    assert (folder / "mine").read_text() == "precious"
+    assert check(tmp_path / "db")
+
+
+def test_images_are_not_taken_for_a_build_that_can_be_thrown_away(source, tmp_path):
+    images = source.rename(tmp_path / "db.partial")
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match=r"db.partial lies where OUT is built"):
+            built(images, tmp_path / "db", overwrite=overwrite)
+    assert len(list(images.rglob("*.jpg"))) == 11
+
+
+def test_a_file_in_the_lock_s_place_stays_as_it_is(source, tmp_path):
+    lock = tmp_path / "db.lock"
+    lock.write_text("precious")
+    with pytest.raises(DataError, match="it holds something else"):
+        built(source, tmp_path / "db")
+    assert lock.read_text() == "precious"
+    lock.rename(tmp_path / "other")
+    lock.symlink_to("other")
+    with pytest.raises(DataError, match=r"db.lock cannot be made and locked"):
+        built(source, tmp_path / "db")
+    assert (tmp_path / "other").read_text() == "precious"
+
+
+def test_the_lock_of_a_builder_that_was_killed_is_taken(source, tmp_path):
+    (tmp_path / "db.lock").write_text("12345 on a-node\n")
+    assert check(built(source, tmp_path / "db"))
+
+
+def test_an_out_that_came_meanwhile_is_not_replaced(source, tmp_path, monkeypatch):
+    def comes(*_):
+        (tmp_path / "db").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(Progress, "show", comes)
+    with pytest.raises(DataError, match="db exists already; give --overwrite"):
+        built(source, tmp_path / "db")
+    (tmp_path / "db").rmdir()
+    assert check(built(source, tmp_path / "db"))
+
+
+def test_a_build_killed_at_its_very_start_goes_on(source, tmp_path):
+    (tmp_path / "db.partial").mkdir()
+    (tmp_path / "db.partial/build.json.new").touch()
+    assert check(built(source, tmp_path / "db"))
+
+
+def test_a_stopped_build_keeps_what_is_done(source, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise StoppedError("stopped by SIGTERM")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "show", stopped)
+        with pytest.raises(StoppedError, match=r"stopped with ([1-9]|1[01]) of 11 images"):
+            build(Options(source=str(source), out=str(tmp_path / "db"), workers=1))
+    kept = len(read_journal(tmp_path / "db.partial"))
+    assert kept >= 1
+    whole = json.loads((built(source, tmp_path / "whole") / "dataset.json").read_text())
+    assert json.loads((built(source, tmp_path / "db") / "dataset.json").read_text())["digest"] == whole["digest"]
+
+
+def test_a_pipe_among_the_images_is_left_out_and_not_waited_for(source, tmp_path):
+    os.mkfifo(source / "ant/pipe.jpg")
+    db = built(source, tmp_path / "db", max_bad=0.5)
+    (line,) = (db / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "cannot be read: is a device, pipe or socket"
+    assert json.loads((db / "dataset.json").read_text())["count"] == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (b"db\xff", "is no text in UTF-8"),
+        (b"db.partial", "choose an OUT that does not end in .partial"),
+        (b"circle", "is a link that leads to itself"),
+    ],
+)
+def test_an_out_that_will_not_do_is_refused_at_the_start(source, tmp_path, name, message):
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(DataError, match=message):
+        built(source, tmp_path / os.fsdecode(name))
+
+
+def test_class_names_and_options_that_were_changed_are_found(source, tmp_path):
+    file = built(source, tmp_path / "db") / "dataset.json"
+    text = file.read_text()
+    for name, changed in (("classes", text.replace('"ant"', '"emu"', 1)), ("seed", text.replace('"seed": 0', '"seed": 1', 1))):
+        file.write_text(changed)
+        with pytest.raises(DataError, match=f"{name} is not what the LMDB was built with"):
+            check(tmp_path / "db")
+    old = json.loads(text)
+    del old["classes_digest"]
+    file.write_text(json.dumps(old))
+    assert check(tmp_path / "db")
+
+
+def test_the_size_that_an_lmdb_needs_is_foretold(tmp_path):
+    for side in (24, 48, 200):
+        folder = class_folders(tmp_path / f"source{side}", {"ant": 150}, width=side, height=side)
+        db = built(folder, tmp_path / f"db{side}")
+        lengths = np.load(db / "index.npy")["length"]
+        assert (db / "data.mdb").stat().st_size == pytest.approx(150 * size_in_lmdb(lengths), rel=0.1)
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">/dev/full", "2>/dev/full", "| true"])
+def test_a_build_whose_words_nobody_can_read_is_done_nevertheless(source, tmp_path, streams):
+    line = f"exec {sys.executable} -m fastirv2.build_lmdb {source} {tmp_path / 'db'} {streams}"
+    done = subprocess.run(["bash", "-c", line], check=False, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert check(tmp_path / "db")
+
+
+def test_a_long_temporary_folder_is_named(source, tmp_path):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    done = command(source, tmp_path / "db", env={**os.environ, "TMPDIR": str(deep)})
+    assert done.returncode == 65
+    assert f"{deep} is too long a path" in done.stderr
+    assert "Traceback" not in done.stderr
