@@ -105,9 +105,24 @@ def prepare(options: Options, process: Process) -> Prepared:
     digests = {"train_digest": train_set.digest, "val_digest": val_set.digest}
     plan = divide(config, process.world, len(train_set))
     source = {"recipe": options.recipe, "out": options.out, **read_recipe(options.recipe)[1]}
-    warnings += check_statistics(plan, config.input)
+    warnings += [*check_statistics(plan, config.input), *check_effect(config, plan)]
     table = {**source, "statistics": {"images": plan.bn_images}, **as_table(config)}
     return Prepared(config, plan, train_set, val_set, table | {"data": data | digests | table["data"]}, warnings)
+
+
+def check_effect(config: Config, plan: Plan) -> list[str]:
+    """Warn of settings that do nothing, or not what they say, beside the others."""
+    warnings = []
+    idle = [name for name in ("alpha", "epsilon") if getattr(config.optimizer, name)]
+    if config.optimizer.kind == "sgd" and idle:
+        names = " and ".join(f"--optimizer.{name}" for name in idle)
+        warnings.append(f"sgd has no use for {names}")
+    if config.schedule.warmup_steps >= plan.total_steps:
+        warnings.append(
+            f"the warm-up takes all {plan.total_steps:,} steps, so that the learning rate never comes to "
+            f"{config.schedule.rate:g}; give a shorter --schedule.warmup-epochs"
+        )
+    return warnings
 
 
 def check_statistics(plan: Plan, config: InputConfig) -> list[str]:

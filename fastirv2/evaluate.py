@@ -23,7 +23,7 @@ from fastirv2.data.samples import check_input, needs_sizes
 from fastirv2.errors import DataError, UsageError, run_command, short_options
 from fastirv2.models.weight_files import Which
 from fastirv2.report.accuracy import Score
-from fastirv2.report.classes import ByClass, write_tables
+from fastirv2.report.classes import ByClass, make_folder, write_tables
 from fastirv2.report.console import Console
 from fastirv2.scoring.lists import labels_among, read_excluded, read_real
 from fastirv2.scoring.network import Network, enough_memory
@@ -130,6 +130,8 @@ def prepare(options: Options) -> Task:
 def evaluate(options: Options, process: Process, console: Console) -> None:
     """Score, and say the score on the first rank."""
     amp = choose_precision(options.amp, process.device)
+    if options.tables:
+        together(lambda: make_folder(Path(options.tables)))  # before hours of work for them
     task = together(lambda: prepare(options))
     for note in task.notes:
         console.warn(short_options(note))

@@ -39,7 +39,7 @@ from photographs import link_files
 
 from fastirv2.errors import DataError
 from fastirv2.host import available_cpus
-from fastirv2.report.machine import spread, write_json
+from fastirv2.report.machine import check_json, spread, write_json
 
 TOOLS = Path(__file__).resolve().parent
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphans become children of this process
@@ -256,6 +256,7 @@ def measure(folder: Path, options: Options) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Read the command line and measure."""
     options = tyro.cli(Options, prog="bench_data.py --build", args=arguments, description=__doc__)
+    check_json(options.json)
     with tempfile.TemporaryDirectory(prefix="bench_build-") as folder:
         if options.memory:
             images = options.images or 200_000

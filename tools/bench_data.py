@@ -38,7 +38,7 @@ from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig
 from fastirv2.errors import UsageError, run_command
-from fastirv2.report.machine import spread, write_json
+from fastirv2.report.machine import check_json, spread, write_json
 from fastirv2.training.distributed import Process, join
 
 RATIOS = {  # of the first to the second
@@ -192,6 +192,7 @@ def main() -> None:
     if "--build" in sys.argv[1:]:
         return bench_build.main([word for word in sys.argv[1:] if word != "--build"])
     options = tyro.cli(Options, description=__doc__)
+    check_json(options.json)
     process, load = join(options.device), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="bench_data-") as folder:
         data = Data(options.data) if options.data else make_data(Path(folder), options)

@@ -20,7 +20,7 @@ from step_ways import WARM_UP, Compile, Norm, Runner, Switch, Way, all_ways
 
 from fastirv2.errors import UsageError, run_command
 from fastirv2.models import SMALLEST_INPUT, create
-from fastirv2.report.machine import device_name, seconds_of, spread, write_json
+from fastirv2.report.machine import check_json, device_name, seconds_of, spread, write_json
 from fastirv2.report.utilisation import forward_flop, peak_tflops
 from fastirv2.training.distributed import Process, join, leave
 from fastirv2.training.engine import choose_precision
@@ -179,6 +179,7 @@ def way_of(row: dict[str, Any]) -> Way:
 def main() -> None:
     """Read the command line, measure, print a table."""
     options = tyro.cli(Options, description=__doc__)
+    check_json(options.json)
     process = join(options.device)
     result = measure(options, process)
     if process.first:

@@ -22,7 +22,7 @@ from train_rates import Loop, measure, opened_run
 from train_trace import show_to_nsight, write_trace
 
 from fastirv2.errors import UsageError, UserError, run_command
-from fastirv2.report.machine import write_json
+from fastirv2.report.machine import check_json, write_json
 
 PROGRAM = "bench_train"
 
@@ -142,6 +142,7 @@ def show(row: dict[str, Any], one: float) -> str:
 def main() -> None:
     """Read the command line, measure, print a line for each number of ranks."""
     options, rest = tyro.cli(Options, description=__doc__, return_unknown_args=True)
+    check_json(options.json)
     if "RANK" in os.environ:
         return rank(options, rest)
     numbers = options.numbers()

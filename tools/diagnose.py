@@ -23,7 +23,7 @@ from train_trace import show_to_nsight, write_trace
 from fastirv2.config import Config
 from fastirv2.errors import UsageError, run_command
 from fastirv2.models import create
-from fastirv2.report.machine import device_name, write_json
+from fastirv2.report.machine import check_json, device_name, write_json
 from fastirv2.report.utilisation import forward_flop, peak_tflops
 from fastirv2.training.run import Run
 
@@ -168,6 +168,7 @@ def _duration(value: float) -> str:
 def main() -> None:
     """Read the command line, measure, print the screen."""
     options, rest = tyro.cli(Options, description=__doc__, return_unknown_args=True)
+    check_json(options.json)
     batch = options.batch or default_batch()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     sizes = ("--train.global-batch", batch * world, "--train.batch", batch, "--train.bn-batch", batch)

@@ -14,7 +14,7 @@ import soak_train as train
 import tyro
 
 from fastirv2.errors import run_command
-from fastirv2.report.machine import write_json
+from fastirv2.report.machine import check_json, write_json
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def soak_build(folder: Path, options: Options) -> None:
 def main() -> None:
     """Read the command line and soak what it says."""
     options = tyro.cli(Options, description=__doc__)
+    check_json(options.json)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         (soak_build if options.what == "build" else soak_train)(Path(folder), options)
 

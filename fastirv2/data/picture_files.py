@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fastirv2.building.sources import IMAGE_SUFFIXES
+from fastirv2.errors import DataError
 
 _LOOKED_AT = 4096  # bytes by which a list is told from an image
 
@@ -16,6 +17,9 @@ def find_pictures(arguments: Sequence[str]) -> Iterator[str]:
 
     A folder means the images in it at any depth, sorted; a text file the paths that it lists, a line each, relative to it
     or to where we are, each with or without a label behind it. All else is an image, there or not, to be found out later.
+
+    Raises:
+        DataError: a folder holds no images.
     """
     for argument in arguments:
         if os.path.isdir(argument):
@@ -35,7 +39,7 @@ def _in_folder(folder: str) -> Iterator[str]:
                 found = True
                 yield os.path.join(place, name)
     if not found:
-        yield folder  # to be told of like any image that cannot be read
+        raise DataError(f"{folder} holds no images: files that end in {', '.join(IMAGE_SUFFIXES)}")
 
 
 def is_list(path: str) -> bool:

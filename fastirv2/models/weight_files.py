@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastirv2.errors import DataError, UsageError
+from fastirv2.files import damaged_member
 from fastirv2.models.keras import HDF5, WEIGHTS_IN_ARCHIVE, read_keras
 
 Which = Literal["auto", "raw", "ema"]
@@ -140,6 +141,8 @@ def _of_checkpoint(file: Path, state: dict[str, Any], weights: Which) -> Content
 
 def _unpickled(file: Path) -> Any:
     """Return what torch.save has written; anything but tensors and plain values is refused."""
+    if member := damaged_member(file):  # torch takes what it reads
+        raise DataError(f"{file} is damaged: {member} in it is not what was written; copy it again")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -150,7 +153,7 @@ def _unpickled(file: Path) -> Any:
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch raises anything from EOFError to EINVAL, for a seek before the beginning, if it is cut
-        raise DataError(f"{file} is cut short, or no file of weights ({_first_line(error)})") from error
+        raise DataError(f"{file} is cut short, or no file of weights") from error
 
 
 def _plain(name: str) -> str:

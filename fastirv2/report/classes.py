@@ -68,6 +68,14 @@ class ByClass:
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:EXAMPLES].tolist()
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder for tables; raises DataError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror or error}; choose another --tables") from error
+
+
 def write_tables(found: ByClass, folder: Path, picture_of: Callable[[int], Image.Image]) -> None:
     """Write classes.csv, confusion.csv and, unless all is right, worst.png into a folder; `picture_of` gives a record's image.
 
@@ -79,8 +87,8 @@ def write_tables(found: ByClass, folder: Path, picture_of: Callable[[int], Image
         {"class": found.names[label], "predicted": found.names[predicted], "images": images}
         for label, predicted, images in found.confusion().tolist()
     ]
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, table in (("classes.csv", rows), ("confusion.csv", pairs)):
             text = _csv(table)
             write_file(folder / name, lambda file, text=text: file.write(text))

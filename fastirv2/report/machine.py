@@ -107,6 +107,14 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": median(values), "max": max(values)}
 
 
+def check_json(path: Path | None) -> None:
+    """Raise DataError where `write_json` could not write a file: before the minutes of work for it."""
+    if path is None:
+        return
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DataError(f"{path} cannot be written; choose another --json, in a folder that exists")
+
+
 def write_json(path: Path | None, result: dict[str, Any]) -> None:
     """Write a result with the machine's description and this process's command; raises DataError when the file cannot be."""
     if path is None:

@@ -60,7 +60,7 @@ def score(
             total = each if total is None else torch.logaddexp(total, each)
         numbers, valid = validation_batch(step, count, batch, process.world, process.rank)
         good = np.flatnonzero(~np.isin(numbers[:valid], list(loader.faults.bad)))
-        kept = total if len(good) == len(numbers) else total[torch.from_numpy(good).to(network.device)]
+        kept = total if len(good) == len(numbers) else total[_sent(good, network.device)]
         yield Scored(numbers[good], kept - math.log(order.views * order.passes))
 
 
@@ -99,14 +99,13 @@ def outcomes_of(
     rows = min(max(1, batch // protocol_of(protocol.crops)[0]), len(records))
     order = ValidationOrder(records, protocol.input, batch=rows, world=process.world, rank=process.rank, crops=protocol.crops)
     loader = Loader(records, order, protocol.input, batch=rows, device=network.device, cpus=process.cpus, on_bad=on_bad)
+    all_own, all_right = (torch.from_numpy(each).to(network.device) for each in (labels, right))
     table = torch.zeros(len(Outcomes._fields), len(records), dtype=torch.float64, device=network.device)
 
     def fill() -> list[str]:
         for numbers, scores in score(network, loader, order, len(records), process, rows):
-            where, own, valid = (
-                torch.from_numpy(each).to(network.device) for each in (numbers, labels[numbers], right[numbers])
-            )
-            table[:, where] = _outcomes(scores, own, valid)
+            where = _sent(numbers, network.device)
+            table[:, where] = _outcomes(scores, all_own[where], all_right[where])
             advance(len(numbers))
         return loader.faults.untold()
 
@@ -116,6 +115,12 @@ def outcomes_of(
         loader.close()
     place, predicted, confidence, loss, known = sum_over_ranks(table).cpu().numpy()  # each record is one rank's: sums are exact
     return Outcomes(place.astype(int), predicted.astype(int), confidence, loss, known > 0), skipped
+
+
+def _sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor on the device, for which the host does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _outcomes(scores: torch.Tensor, own: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastirv2.errors import DataError, UsageError
-from fastirv2.files import sync_folder, write_file
+from fastirv2.files import damaged_member, sync_folder, write_file
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -103,7 +103,7 @@ class Checkpoints:
         """Read the last whole checkpoint, or None if there is none; damaged ones after it are set aside with a warning.
 
         Raises:
-            DataError: there are checkpoints and all are damaged (they then stay), or one cannot be read for another reason.
+            DataError: all checkpoints are damaged (they then stay) or gone, or one cannot be read for another reason.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
@@ -119,6 +119,9 @@ class Checkpoints:
             return state
         if damaged:
             raise DataError(f"none of the {len(damaged)} checkpoints in {self.folder} is whole; --fresh begins a new run")
+        if (self.folder / "latest.pt").is_symlink():
+            gone = (self.folder / "latest.pt").readlink()
+            raise DataError(f"{gone}, the last in {self.folder}, is gone; bring it back, or --fresh begins a new run")
         return None
 
     def sweep(self) -> None:
@@ -159,9 +162,11 @@ def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours onto the CPU; only tensors and plain values are unpickled.
 
     Raises:
-        DamagedError: the file is cut short, or holds something else than tensors and plain values.
+        DamagedError: the file is cut short or changed, or holds something else than tensors and plain values.
         DataError: the file is missing, cannot be read at present, or is no checkpoint of this format.
     """
+    if member := damaged_member(path):  # torch takes what it reads
+        raise DamagedError(f"checkpoint {path} is damaged: {member} in it is not what was written")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from EOFError to EINVAL, for a seek before the beginning, if it is cut

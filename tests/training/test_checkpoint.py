@@ -73,6 +73,24 @@ def test_a_cut_checkpoint_is_passed_over_and_said(checkpoints, left):
     assert checkpoints.load_latest(pytest.fail)["step"] == 2
 
 
+def test_a_checkpoint_whose_bytes_have_changed_is_passed_over_and_said(checkpoints):
+    for step in (1, 2):
+        checkpoints.save({"step": step, "w": torch.ones(1000)}, step, best_step=1)
+    changed = bytearray(checkpoints.path(2).read_bytes())
+    changed[len(changed) // 2] ^= 1
+    checkpoints.path(2).write_bytes(changed)
+    said = []
+    assert checkpoints.load_latest(said.append)["step"] == 1
+    assert "step-00000002.pt is damaged: " in said[0]
+
+
+def test_checkpoints_that_are_gone_are_not_taken_for_a_new_run(checkpoints):
+    checkpoints.save({"step": 1}, 1, best_step=1)
+    checkpoints.path(1).unlink()
+    with pytest.raises(DataError, match=r"step-00000001.pt, the last in .*, is gone; bring it back, or --fresh begins"):
+        checkpoints.load_latest(pytest.fail)
+
+
 def test_when_none_can_be_read_it_is_an_error(checkpoints):
     checkpoints.save({"step": 1}, 1, best_step=1)
     checkpoints.path(1).write_bytes(b"")

@@ -180,6 +180,7 @@ def test_an_image_that_does_not_decode_stops_or_is_left_out(command, paper_run, 
         (("--amp", "tf32"), 2, "--amp tf32 needs an NVIDIA GPU"),
         (("--exclude", "/none"), 65, "/none cannot be read: No such file or directory"),
         (("--val", "/none"), 65, "/none does not exist"),
+        (("--tables", "/dev/null/tables"), 65, "/dev/null/tables cannot be made: Not a directory; choose another --tables"),
     ],
 )
 def test_a_mistake_is_a_sentence(command, paper_run, images, options, code, sentence):

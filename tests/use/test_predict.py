@@ -85,6 +85,7 @@ def test_where_no_image_can_be_read_nothing_is_written(command, paper_run, mixed
     [
         (("--top", 0), 2, "--top must be at least 1"),
         (("--features", "/none/f.npy"), 65, "/none/f.npy cannot be written"),
+        (("/proc/self/fdinfo",), 65, "/proc/self/fdinfo holds no images: files that end in"),
     ],
 )
 def test_a_mistake_is_a_sentence(command, paper_run, images, options, code, sentence):

@@ -1,0 +1,25 @@
+"""A setting that does nothing beside the others is said."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fastirv2.assembly import check_effect
+from fastirv2.training.optim import OptimizerConfig
+from fastirv2.training.schedule import ScheduleConfig
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "warmup_steps", "said"),
+    [
+        (OptimizerConfig(), 99, []),
+        (OptimizerConfig(alpha=0.5, epsilon=0.1), 0, ["sgd has no use for --optimizer.alpha and --optimizer.epsilon"]),
+        (OptimizerConfig(kind="rmsprop", alpha=0.5), 0, []),
+        (OptimizerConfig(), 100, ["the warm-up takes all 100 steps, so that the learning rate never comes to 0.045"]),
+    ],
+)
+def test_what_has_no_effect_is_warned_of(optimizer, warmup_steps, said):
+    config = SimpleNamespace(optimizer=optimizer, schedule=ScheduleConfig(rate=0.045, warmup_steps=warmup_steps))
+    warnings = check_effect(config, SimpleNamespace(total_steps=100))
+    assert len(warnings) == len(said)
+    assert all(warning.startswith(start) for warning, start in zip(warnings, said, strict=True))
