@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import os
-
     from torch import nn
 
 __version__ = "0.1.0"
+
+_program = os.path.basename(sys.argv[0]) if sys.argv else ""
+if (_program == "-m" or _program.startswith("fastirv2-")) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C while torch is imported: the end, and no traceback out of the midst of it; `errors.run_command` goes on from here
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def load(path: str | os.PathLike[str], arch: str | None = None, weights: str = "auto") -> nn.Module:

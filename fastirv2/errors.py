@@ -70,6 +70,8 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
 
     `short` says that its options have no sections.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the package has it while it is imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process runs

@@ -1,0 +1,28 @@
+"""Ctrl-C while a command is still importing ends it at once, and quietly."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.mark.parametrize("command", ["fastirv2.train", "fastirv2.evaluate", "fastirv2.predict", "fastirv2.export"])
+def test_ctrl_c_while_torch_is_imported_shows_no_traceback(tmp_path, command):
+    (tmp_path / "torch.py").write_text("import os, time\nos.mkdir(os.environ['HERE'])\ntime.sleep(100)\n")
+    here = tmp_path / "importing"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "HERE": str(here)}
+    process = subprocess.Popen([sys.executable, "-m", command], env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not here.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors) == (-signal.SIGINT, "")
+
+
+def test_importing_the_package_leaves_signals_as_they_are():
+    line = "import signal, fastirv2; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", line], check=True)
