@@ -9,8 +9,6 @@ import os
 import re
 import socket
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,15 +87,6 @@ def cache_folder() -> Path:
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def damaged_member(path: Path) -> str | None:
-    """Return the name of the first member of a zip file whose bytes are not those that were written; None if all are."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):  # no zip, or not even that: whoever reads it will tell
-        return None
 
 
 def sync_folder(path: Path) -> None:

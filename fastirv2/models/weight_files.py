@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastirv2.errors import DataError, UsageError
-from fastirv2.files import damaged_member
 from fastirv2.models.keras import HDF5, WEIGHTS_IN_ARCHIVE, read_keras
 
 Which = Literal["auto", "raw", "ema"]
@@ -154,6 +154,15 @@ def _unpickled(file: Path) -> Any:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch raises anything from EOFError to EINVAL, for a seek before the beginning, if it is cut
         raise DataError(f"{file} is cut short, or no file of weights") from error
+
+
+def damaged_member(path: Path) -> str | None:
+    """Return the name of the first member of a zip file whose bytes are not those that were written; None if all are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):  # no zip, or not even that: whoever reads it will tell
+        return None
 
 
 def _plain(name: str) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from fastirv2.errors import DataError, UsageError
-from fastirv2.files import damaged_member, sync_folder, write_file
+from fastirv2.files import sync_folder, write_file
+from fastirv2.models.weight_files import damaged_member
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.pt")
