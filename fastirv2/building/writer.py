@@ -64,7 +64,7 @@ class RecordWriter:
         self._journal = (folder / "journal").open("ab", buffering=0)
         self._report = (folder / "rejected.jsonl").open("ab", buffering=0)
         self._report_end = self._report.tell()
-        self.whole = True  # no image is half taken, as it is where a signal comes in between
+        self.whole = True  # no image is half taken and no commit half done, as they are where a signal comes in between
         self.done = self.committed = len(rows)
         self.stored = int(rows["stored"].sum())
         self.rejected = self.done - self.stored
@@ -95,6 +95,7 @@ class RecordWriter:
 
     def commit(self) -> None:
         """Bring everything taken so far to the disk, in one transaction; the map grows when it is full."""
+        self.whole = False
         for file, data in ((self._report, self._lines), (self._journal, self._rows)):
             if data:
                 _write_all(file.fileno(), data)
@@ -105,6 +106,7 @@ class RecordWriter:
         self._items.clear()
         self._pending_bytes = 0
         self.committed = self.done
+        self.whole = True
 
     def _put_items(self) -> bool:
         """Commit the records taken so far; False, and nothing done, when the map is too small for them."""
