@@ -63,12 +63,8 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     check_name(out)
     if out.name.endswith(".partial"):
         raise DataError(f"{out} would be taken for an unfinished build; choose an OUT that does not end in .partial")
-    try:
-        there = os.path.lexists(out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be looked at: {error.strerror}; choose another OUT") from error
     _leave_alone(replaced_folder(out), _FINISHED)
-    if not there:
+    if not os.path.lexists(out):
         return
     if out.is_symlink():  # its target was resolved: this one has none
         raise DataError(f"{out} is a link that leads to itself; choose another OUT")

@@ -90,7 +90,8 @@ class Workers:
     it calls its second argument with the place of the task that it works on, so that a worker's death can be laid to it.
     What a result holds as `pickle.PickleBuffer` arrives as bytes, by way of shared memory.
     `modules` are loaded once, before the processes are forked; `weigh` gives a result's size in bytes, which bounds what
-    is made ahead. When a process ends by itself, `on_death` is called and another one tries its tasks again.
+    is made ahead. When a process ends by itself, `on_death` is called and another one tries its tasks again. Where no process
+    can be started, that is a DataError.
     """
 
     def __init__(

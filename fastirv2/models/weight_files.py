@@ -161,7 +161,7 @@ def damaged_member(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip()
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):  # no zip, or not even that: whoever reads it will tell
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):  # whoever reads it will tell
         return None
 
 

@@ -123,7 +123,7 @@ def _graphs() -> int:
 
 
 def _configure(cpus: int, *, gpu: bool) -> None:
-    """Set torch's switches: the limit, which must not be met quietly, and how many compile at once."""
+    """Set torch's switches: the limit, which must not be met quietly, how many compile at once, and what is kept for a GPU."""
     threads = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") or str(max(1, min(cpus, _WORKERS)))
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = threads  # read when inductor is imported, here or in its workers
     import torch._dynamo
