@@ -1,7 +1,7 @@
-"""Max-pooling whose gradient is the same to the bit every time, which torch's is not on a GPU: it adds up with atomics.
+"""Pooling with gradients of our own, where torch's are not the same to the bit every time or compile badly.
 
-Compiled for a GPU, that gradient also takes fewer passes: torch's compiler would fill a tensor with zeros in single precision
-and add to it with atomics.
+Max-pooling's adds up with atomics on a GPU, so that it does not repeat; compiled there, it also fills a tensor with zeros in
+single precision first. Average-pooling's, compiled, works out for each value anew which windows hold it and how large each is.
 """
 
 from __future__ import annotations
@@ -81,6 +81,39 @@ def _spread(windows: torch.Tensor, fill: float) -> torch.Tensor:
 def _every_window(offset: int, windows: int) -> slice:
     """Return where along a side the windows have their input number `offset`."""
     return slice(offset, offset + _STRIDE * windows - 1, _STRIDE)
+
+
+class AveragePool(nn.AvgPool2d):
+    """Average-pooling of 3 × 3 with stride 1 that does not count its padding: the only one in these networks."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 1, padding=1, count_include_pad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        ours = torch.compiler.is_compiling() and x.requires_grad
+        return _AveragePool.apply(x) if ours else super().forward(x)
+
+
+class _AveragePool(torch.autograd.Function):
+    """Its gradient is the sum over the same windows: a value is in the windows of those that are in its own."""
+
+    @staticmethod
+    def forward(_ctx: FunctionCtx, x: torch.Tensor) -> torch.Tensor:
+        return functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+    @staticmethod
+    def backward(_ctx: FunctionCtx, dy: torch.Tensor) -> torch.Tensor:
+        dtype = torch.promote_types(dy.dtype, torch.float32)
+        rows, columns = (_neighbours(side, dtype, dy.device) for side in dy.shape[2:])
+        shares = dy.to(dtype) / (rows[:, None] * columns)
+        return functional.avg_pool2d(shares, 3, 1, 1, divisor_override=1).to(dy.dtype)
+
+
+def _neighbours(side: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return how many places of a side are at most one away from each (side,), itself included."""
+    place = torch.arange(side, device=device)
+    return 3 - (place == 0).to(dtype) - (place == side - 1).to(dtype)
 
 
 def _layout(x: torch.Tensor) -> torch.memory_format:

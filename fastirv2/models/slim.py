@@ -10,7 +10,7 @@ from torch import nn
 from fastirv2.models.branches import Branches, Concat
 from fastirv2.models.dropout import Dropout
 from fastirv2.models.layers import Classifier, ConvNorm, Convolution, GlobalPool, initialise, pointwise, scaled_sum
-from fastirv2.models.pooling import MaxPool
+from fastirv2.models.pooling import AveragePool, MaxPool
 
 Conv = partial(ConvNorm, eps=1e-3)
 
@@ -38,7 +38,7 @@ def mixed_5b() -> Concat:
         Conv(192, 96),
         nn.Sequential(Conv(192, 48), Conv(48, 64, 5, padding=2)),
         nn.Sequential(Conv(192, 64), Conv(64, 96, 3, padding=1), Conv(96, 96, 3, padding=1)),
-        nn.Sequential(nn.AvgPool2d(3, 1, padding=1, count_include_pad=False), Conv(192, 64)),
+        nn.Sequential(AveragePool(), Conv(192, 64)),
     )
 
 

@@ -12,7 +12,7 @@ from fastirv2.models.branches import merge_siblings
 from fastirv2.models.dropout import Dropout
 from fastirv2.models.layers import Convolution
 from fastirv2.models.norm import BatchNorm2d
-from fastirv2.models.pooling import MaxPool
+from fastirv2.models.pooling import AveragePool, MaxPool
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Operation:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        ours = (BatchNorm2d, Convolution, Dropout, MaxPool, nn.Linear)
+        ours = (AveragePool, BatchNorm2d, Convolution, Dropout, MaxPool, nn.Linear)
         return isinstance(module, ours) or super().is_leaf_module(module, name)
 
 

@@ -1,9 +1,9 @@
-"""Max-pooling that gathers its gradient gives torch's, ties included."""
+"""Pooling with a gradient of its own gives torch's: max-pooling that gathers it, ties included, and average-pooling."""
 
 import pytest
 import torch
 
-from fastirv2.models.pooling import MaxPool
+from fastirv2.models.pooling import AveragePool, MaxPool
 
 
 @pytest.fixture
@@ -52,4 +52,19 @@ def test_compiled_its_gradient_is_torchs_too_and_channels_last(deterministic, si
     compiled(ours).backward(dy)
     wanted.backward(dy)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-15, atol=1e-15)
+    assert ours.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 5), (8, 7)])
+def test_average_pooling_compiled_has_torchs_gradient_and_channels_last(size):
+    generator = torch.Generator().manual_seed(1)
+    x, dy = (torch.randn(2, 5, *size, generator=generator, dtype=torch.float64) for _ in range(2))
+    ours, theirs = (x.clone().contiguous(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    y = torch.compile(AveragePool(), backend="aot_eager", fullgraph=True)(ours)
+    wanted = torch.nn.functional.avg_pool2d(theirs, 3, 1, 1, count_include_pad=False)
+    assert "AvgPool" in type(AveragePool()(ours).grad_fn).__name__  # eagerly it is torch's
+    y.backward(dy)
+    wanted.backward(dy)
+    assert torch.equal(y, wanted)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-14, atol=1e-14)
     assert ours.grad.is_contiguous(memory_format=torch.channels_last)
