@@ -289,14 +289,20 @@ def make_engine(prepared: Prepared, model: nn.Module, process: Process) -> Engin
     )
 
 
+def new_network(config: Config) -> nn.Module:
+    """Make the network of a configuration at random, with what is to stay as it is frozen."""
+    model = create(config.model.arch, config.model.classes, config.model.dropout, merge=config.model.merge == "on")
+    freeze(model, config.train.freeze)
+    return model
+
+
 def make_network(prepared: Prepared, process: Process, console: Console, beginning: Contents | None) -> nn.Module:
-    """Make the network as it begins, with what is to stay as it is frozen."""
+    """Make the network as it begins."""
     config, plan = prepared.config, prepared.plan
     torch.manual_seed(config.train.seed)
-    model = create(config.model.arch, config.model.classes, config.model.dropout, merge=config.model.merge == "on")
+    model = new_network(config)
     if beginning:
         console.say(together(lambda: begin_from(model, beginning, prepared.train.classes)))
-    freeze(model, config.train.freeze)
     share_statistics(model, Statistics(neighbours(process, plan.bn_ranks), plan.bn_splits))
     return model
 
@@ -309,5 +315,4 @@ def crops(config: Config) -> list[tuple[int, int]]:
 def known_utilisation(config: Config, process: Process) -> Utilisation | None:
     """Return what tells the utilisation of all devices, or None where nothing is known of their peak."""
     peak = config.device.peak_tflops or peak_tflops(device_name(process.device), config.train.amp)
-    make = partial(create, config.model.arch, config.model.classes, config.model.dropout)
-    return utilisation(make, crops(config), peak_tflops=peak, devices=process.world)
+    return utilisation(partial(new_network, config), crops(config), peak_tflops=peak, devices=process.world)

@@ -21,7 +21,7 @@ from step_ways import WARM_UP, Compile, Norm, Runner, Switch, Way, all_ways
 from fastirv2.errors import UsageError, run_command
 from fastirv2.models import SMALLEST_INPUT, create
 from fastirv2.report.machine import check_json, device_name, seconds_of, spread, write_json
-from fastirv2.report.utilisation import forward_flop, peak_tflops
+from fastirv2.report.utilisation import forward_flop, peak_tflops, training_flop
 from fastirv2.training.distributed import Process, join, leave
 from fastirv2.training.engine import choose_precision
 from fastirv2.training.plan import Amp
@@ -121,7 +121,7 @@ def batches(options: Options, process: Process) -> tuple[int, ...]:
 def measure(options: Options, process: Process) -> dict[str, Any]:
     """Measure every batch size, and the yardstick before and after."""
     amp = choose_precision(options.amp, process.device)
-    flops = forward_flop(lambda: create(options.arch), options.size)
+    flops, trained = (count(lambda: create(options.arch), options.size) for count in (forward_flop, training_flop))
     product = product_rate(process.device, amp, options.rounds)
     rows, ratios, too_large = [], [], []
     for batch in batches(options, process):
@@ -136,7 +136,7 @@ def measure(options: Options, process: Process) -> dict[str, Any]:
     peak = spread(product + product_rate(process.device, amp, options.rounds))
     known = process.world * 1e12 * peak_tflops(device_name(process.device), amp)
     for row in rows:
-        rate = 3 * flops * row["train"]["median"]
+        rate = trained * row["train"]["median"]
         row["share_of_product"] = rate / (process.world * peak["median"])
         row["mfu"] = rate / known if known else None
     return {

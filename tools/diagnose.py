@@ -20,11 +20,11 @@ from bench_train import default_batch
 from train_rates import Loop, measure, opened_run
 from train_trace import show_to_nsight, write_trace
 
+from fastirv2.assembly import new_network
 from fastirv2.config import Config
 from fastirv2.errors import UsageError, run_command
-from fastirv2.models import create
 from fastirv2.report.machine import check_json, device_name, write_json
-from fastirv2.report.utilisation import forward_flop, peak_tflops
+from fastirv2.report.utilisation import peak_tflops, training_flop
 from fastirv2.training.run import Run
 
 PROGRAM = "diagnose"
@@ -114,7 +114,7 @@ def diagnose(run: Run, config: Config, minutes: float) -> dict[str, Any]:
     alone = {name: measured[name]["images_per_second"]["median"] for name in ("input", "synthetic", "both")}
     rates = Rates(*(rate / ranks for rate in alone.values()))
     crop = run.crops[-1][1]
-    flop = 3.0 * forward_flop(partial(create, config.model.arch, config.model.classes), crop)
+    flop = training_flop(partial(new_network, config), crop)
     known = config.device.peak_tflops or peak_tflops(device_name(device), config.train.amp)
     best = known * 1e12 or median(product_rate(device, config.train.amp, ROUNDS))
     return {

@@ -78,6 +78,20 @@ def forward_flop(make: Callable[[], nn.Module], size: int) -> int:
     return counter.get_total_flops()
 
 
+def training_flop(make: Callable[[], nn.Module], size: int) -> float:
+    """Return the floating-point operations of one image's forward and backward pass, counted as `forward_flop` counts.
+
+    What is frozen before all that learns takes no part in the backward pass. A network that learns as a whole takes three times
+    its forward pass: a gradient for the inputs of each layer, but for the first, and one for its weights.
+    """
+    images = 2  # normalisation wants more than one value a channel
+    with torch.device("meta"):
+        model = make().train()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(images, 3, size, size)).sum().backward()
+    return counter.get_total_flops() / images
+
+
 @dataclass(frozen=True)
 class Utilisation:
     """Turns images/s into the share of the devices' peak; the arithmetic of an image follows the crop of its epoch."""
@@ -96,18 +110,15 @@ def utilisation(
 ) -> Utilisation | None:
     """Return what tells the utilisation of `devices` alike, or None where their peak is not known (0).
 
-    Training an image takes three times the arithmetic of its forward pass: a gradient for the inputs of each layer and one
-    for its weights.
-
     Args:
-        make: makes the network, on torch's default device.
+        make: makes the network, on torch's default device, with what does not learn frozen.
         crops: the first epoch of each crop and its side in pixels, as (1, 299).
         peak_tflops: dense TFLOP/s of one device.
         devices: how many there are.
     """
     if not peak_tflops:
         return None
-    flop = {size: 3.0 * forward_flop(make, size) for size in {size for _, size in crops}}
+    flop = {size: training_flop(make, size) for size in {size for _, size in crops}}
     return Utilisation(tuple((first, flop[size]) for first, size in crops), devices * peak_tflops * 1e12)
 
 
