@@ -168,4 +168,4 @@ def _save(figure: Figure, out: Path) -> None:
         figure.savefig(picture, format=out.suffix[1:] or None, dpi=130)
         write_file(out, lambda file: file.write(picture.getvalue()))
     except (OSError, ValueError) as error:
-        raise DataError(f"the picture {out} cannot be written: {error}") from error
+        raise DataError(f"the picture {out} cannot be written: {getattr(error, 'strerror', None) or error}") from error
