@@ -112,7 +112,7 @@ class Engine:
         self.loss = functools.partial(nn.functional.cross_entropy, reduction="none", label_smoothing=label_smoothing)
         self.train_counts = Counts(self.device)
         self._counts_of_step = Counts(self.device)
-        self.gate = Gate(self.model, clip=clip, scaled=amp == "fp16")
+        self.gate = Gate(self.model, clip=clip, scaled=amp == "fp16", passes=accumulation)
         self.ema = Ema(self.model, ema) if ema and ema.decay else None
         self._dropouts = [module for module in self.model.modules() if isinstance(module, Dropout)]
         self._pools = [module for module in self.model.modules() if isinstance(module, GlobalPool)]
@@ -152,7 +152,9 @@ class Engine:
             self.gate.open()
             for part in range(self.accumulation):
                 images, labels, _ = next(batches)
-                self._pass(images, labels, self._keys(draw, part, len(labels)), number, last=part == self.accumulation - 1)
+                last = part == self.accumulation - 1
+                self._pass(images, labels, self._keys(draw, part, len(labels)), number, last=last)
+                self.gate.close_pass(last=last)
             self._update(optimizer)
         self.gate.send()
 

@@ -22,14 +22,17 @@ class Gate:
     A step whose gradient has a number that is not finite, on any rank, leaves weights, the optimizer's state, running
     statistics and counts as they were, in every precision. In fp16 losses are multiplied by a scale that halves with each
     such step and doubles after 2,000 others (Micikevicius et al. 2018, section 3.2). A gradient longer than `clip` is
-    shortened to it (Pascanu et al. 2013, algorithm 1; 0: never).
+    shortened to it (Pascanu et al. 2013, algorithm 1; 0: never). Running statistics move once a step, by the mean of what
+    its `passes` have: as they would in one pass over all the images, each part of which is normalised on its own.
     """
 
-    def __init__(self, model: nn.Module, *, clip: float, scaled: bool) -> None:
+    def __init__(self, model: nn.Module, *, clip: float, scaled: bool, passes: int = 1) -> None:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         device = self._parameters[0].device
         self.statistics = flat_statistics(model)
         self._statistics_before = self.statistics.clone()
+        self._statistics_mean = torch.zeros_like(self.statistics)
+        self._passes = passes
         self._clip = clip
         self.scale = torch.tensor(_FIRST_SCALE, device=device) if scaled else None
         self._good = torch.zeros((), dtype=torch.int64, device=device)  # steps in a row
@@ -41,6 +44,14 @@ class Gate:
     def open(self) -> None:
         """Note what a step may change before its gradient is known."""
         self._statistics_before.copy_(self.statistics)
+        if self._passes > 1:
+            self._statistics_mean.zero_()
+
+    def close_pass(self, *, last: bool) -> None:
+        """Take in how a pass moved the running statistics; the next one moves them from where the step began."""
+        if self._passes > 1:
+            self._statistics_mean.add_(self.statistics, alpha=1 / self._passes)
+            self.statistics.copy_(self._statistics_mean if last else self._statistics_before)
 
     @contextlib.contextmanager
     def statistics_kept(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from fastirv2.errors import UsageError
 from fastirv2.models.layers import GlobalPool
-from fastirv2.models.norm import BatchNorm2d
+from fastirv2.models.norm import BatchNorm2d, Statistics, share_statistics
 from fastirv2.training.distributed import Process
 from fastirv2.training.ema import EmaConfig
 from fastirv2.training.engine import Counts, Engine, choose_precision
@@ -72,6 +72,22 @@ def test_passes_that_accumulate_are_one_step_over_the_whole_batch():
         assert engine.train_counts.take()[3] == 8
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], rtol=1e-12, atol=1e-12)
+
+
+def test_passes_move_running_statistics_as_one_pass_in_parts_does():
+    left = []
+    for passes, splits in ((1, 4), (2, 2), (4, 1)):
+        torch.manual_seed(0)
+        model = nn.Sequential(BatchNorm2d(3), Tiny())
+        share_statistics(model, Statistics(splits=splits))
+        engine = Engine(model, ALONE, amp="fp64", accumulation=passes, normalise=scaled, ema=EmaConfig(decay=0.9))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, fused=True)
+        for _ in range(3):
+            engine.step(batches(passes), optimizer)
+        left.append([*model.state_dict().values(), *engine.ema.averages])
+    assert not torch.equal(left[0][2], torch.zeros(3))
+    for other in left[1:]:
+        torch.testing.assert_close(other, left[0], rtol=1e-12, atol=1e-12)
 
 
 def test_labels_are_smoothed_in_training_alone():
