@@ -191,9 +191,11 @@ def fit_batch(options: Options, process: Process, console: Console) -> Options:
         return options
     candidates = possible_batches(settings.global_batch, process.world, settings.bn_batch, settings.sync_bn)
     amp = choose_precision(settings.amp, process.device, deterministic=settings.deterministic)
+    merge = choose_merge(config.model, choose_compile(settings.compile, process.device), process.device)
+    shape = replace(config.model, classes=config.model.classes or 1000, merge=merge)
 
     def make(alone: Process, batch: int) -> tuple[Engine, Begun]:
-        model = create(config.model.arch, config.model.classes or 1000, config.model.dropout)
+        model = new_network(replace(config, model=shape))
         splits = divide(replace(config, train=replace(settings, batch=batch)), process.world, 1).bn_splits if batch else 1
         share_statistics(model, Statistics(splits=splits))
         engine = Engine(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 _CHOICES = 60  # that a sentence lists
+_SHORT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "unable to find an engine to execute this computation")
 
 
 class UserError(Exception):
@@ -48,6 +49,18 @@ class StoppedError(UserError):
 
     exit_code = 75
     shared = True
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether a GPU's memory did not suffice: cuBLAS, and cuDNN, which then finds no algorithm, have words of their own."""
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _SHORT_OF_MEMORY)
+
+
+def out_of_memory(error: RuntimeError, option: str) -> UsageError:
+    """Return what to say where a GPU's memory did not suffice, and which option to give a smaller value."""
+    said = UsageError(f"the GPU's memory does not suffice; give a smaller {option} ({error})".split("\n")[0])
+    said.shared = False  # only the ranks that ran short know
+    return said
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

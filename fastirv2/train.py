@@ -8,15 +8,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from fastirv2.assembly import Prepared, build, check_device, divide, fit_batch, prepare, read_beginning
 from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, to_toml
 from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
 from fastirv2.data.sampler import batch
 from fastirv2.data.samples import describe
-from fastirv2.errors import StoppedError, UsageError, UserError, run_command
+from fastirv2.errors import StoppedError, UsageError, UserError, is_out_of_memory, out_of_memory, run_command
 from fastirv2.models.freezing import FROZEN
 from fastirv2.models.weight_files import Contents
 from fastirv2.report.console import Console
@@ -181,17 +179,15 @@ def command() -> int:
             check_device(options.config, process.device)
             with explained():
                 execute(options, process, console, watchdog)
-    except torch.OutOfMemoryError as error:
-        watchdog.tell(UsageError.exit_code)
-        short = UsageError(f"the GPU's memory does not suffice; give a smaller --train.batch ({error})".split("\n")[0])
-        short.shared = False  # only the ranks that ran short know
-        raise short from error
     except UserError as error:
         if not error.shared:
             watchdog.tell(error.exit_code)
         raise
-    except RuntimeError as error:  # what a lost connection to a rank that failed looks like
-        code = watchdog.told()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            watchdog.tell(UsageError.exit_code)
+            raise out_of_memory(error, "--train.batch") from error
+        code = watchdog.told()  # or what a lost connection to a rank that failed looks like
         if code is None and watchdog.signals.training and is_lost_connection(error):
             raise watchdog.lost_rank() from error
         if code is None:

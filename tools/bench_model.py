@@ -18,7 +18,7 @@ import torch
 import tyro
 from step_ways import WARM_UP, Compile, Norm, Runner, Switch, Way, all_ways
 
-from fastirv2.errors import UsageError, run_command
+from fastirv2.errors import UsageError, is_out_of_memory, run_command
 from fastirv2.models import SMALLEST_INPUT, create
 from fastirv2.report.machine import check_json, device_name, seconds_of, spread, write_json
 from fastirv2.report.utilisation import forward_flop, peak_tflops, training_flop
@@ -127,7 +127,9 @@ def measure(options: Options, process: Process) -> dict[str, Any]:
     for batch in batches(options, process):
         try:
             of_batch, to_timm = measure_batch(options, process, amp, batch)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             too_large.append(batch)
             continue
         rows, ratios = rows + of_batch, ratios + to_timm

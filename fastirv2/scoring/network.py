@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fastirv2.errors import UsageError
+from fastirv2.errors import is_out_of_memory, out_of_memory
 from fastirv2.trained import Trained
 from fastirv2.training.engine import HALF, NORMALISE
 from fastirv2.training.plan import Amp
@@ -48,7 +48,7 @@ def enough_memory() -> Iterator[None]:
     """Have a GPU whose memory does not suffice end the command with a sentence."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        short = UsageError(f"the GPU's memory does not suffice; give a smaller --batch ({error})".split("\n")[0])
-        short.shared = False  # only the ranks that ran short know
-        raise short from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error, "--batch") from error
+        raise

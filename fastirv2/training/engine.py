@@ -41,12 +41,14 @@ def choose_precision(amp: Amp, device: torch.device, *, deterministic: bool = Fa
     `deterministic` has only algorithms run that give the same bits every time.
 
     Raises:
-        UsageError: "tf32" or "fp16" without a GPU.
+        UsageError: "tf32" or "fp16" without a GPU, or "tf32" or "bf16" on one that is older than Ampere.
     """
     if amp == "auto":
         amp = "bf16" if _has_bf16(device) else "fp32"
     if amp in ("tf32", "fp16") and device.type != "cuda":
         raise UsageError(f"--train.amp {amp} needs an NVIDIA GPU; on a CPU use fp32 or bf16")
+    if amp in ("tf32", "bf16") and device.type == "cuda" and not _has_bf16(device):
+        raise UsageError(f"--train.amp {amp} needs a GPU since Ampere; here use fp16 or fp32")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp == "tf32"
     torch.backends.cudnn.benchmark = not deterministic  # shapes change with --input.sizes alone, so the search pays
     torch.use_deterministic_algorithms(deterministic)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from fastirv2.errors import UsageError
+from fastirv2.errors import UsageError, is_out_of_memory
 from fastirv2.host import available_memory
 from fastirv2.training.distributed import Process, from_all
 from fastirv2.training.engine import Engine
@@ -57,8 +57,9 @@ def _on_gpu(candidates: Sequence[int], make: Make, alone: Process, crop: int, wo
         try:
             if _peak_of_steps(make, alone, batch, crop, copies=world > 1) <= most:
                 return batch
-        except torch.OutOfMemoryError:
-            continue
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
         finally:
             gc.collect()
             torch.cuda.empty_cache()
@@ -66,11 +67,16 @@ def _on_gpu(candidates: Sequence[int], make: Make, alone: Process, crop: int, wo
 
 
 def _peak_of_steps(make: Make, alone: Process, batch: int, crop: int, *, copies: bool) -> int:
-    """Return the bytes reserved at the peak of two steps; `copies` adds the buckets that gradients are averaged in."""
-    torch.cuda.reset_peak_memory_stats(alone.device)
+    """Return the bytes reserved at the peak of a step; `copies` adds the buckets that gradients are averaged in.
+
+    It is the second step: in the first, cuDNN tries its algorithms with all the memory that is free.
+    """
     before = torch.cuda.memory_reserved(alone.device)
     engine, optimizer = make(alone, batch)
     for _ in range(2):
+        torch.cuda.synchronize(alone.device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(alone.device)
         engine.step(iter([_noise(batch, crop, alone.device)]), optimizer)
     torch.cuda.synchronize(alone.device)
     gradients = sum(p.numel() * p.element_size() for p in engine.model.parameters()) if copies else 0

@@ -158,6 +158,13 @@ def test_precision_is_chosen_for_the_device():
         choose_precision("tf32", CPU)
 
 
+@pytest.mark.parametrize("amp", ["bf16", "tf32"])
+def test_a_gpu_that_does_not_compute_in_a_precision_is_refused(amp, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(UsageError, match=f"--train.amp {amp} needs a GPU since Ampere; here use fp16 or fp32"):
+        choose_precision(amp, torch.device("cuda"))
+
+
 def test_statistics_are_taken_anew_as_means_over_batches():
     torch.manual_seed(0)
     ema = EmaConfig(decay=0.9)

@@ -1,12 +1,15 @@
-"""`--train.batch auto` on a CPU: what memory holds, of what the plan allows."""
+"""`--train.batch auto`: what memory holds, of what the plan allows; measured on a CPU, and with a stand-in for a GPU."""
 
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fastirv2 import assembly
 from fastirv2.config import Config, Options
 from fastirv2.errors import UsageError
+from fastirv2.models import ModelConfig
+from fastirv2.models.branches import Branches
 from fastirv2.report.console import Console
 from fastirv2.training import fitting
 from fastirv2.training.engine import Engine, unit
@@ -34,6 +37,51 @@ def test_too_little_memory_is_a_sentence(monkeypatch):
     monkeypatch.setattr(fitting, "available_memory", lambda: 1 << 20)
     with pytest.raises(UsageError, match=r"does not hold 16 images of 75 pixels; use more ranks, .* or --train.recompute 3"):
         largest_batch([64, 32, 16], make, ALONE, 75)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_gpu_that_refuses_a_batch_is_asked_for_the_next(monkeypatch, refusal):
+    def peak(make, alone, batch, crop, *, copies):
+        if batch > 32:
+            raise refusal
+        return 5 << 30
+
+    monkeypatch.setattr(fitting, "_peak_of_steps", peak)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 12 << 30))
+    gpu = replace(ALONE, device=torch.device("cuda"))
+    assert largest_batch([128, 64, 32, 16], make, gpu, 299)[0] == 32
+
+
+def test_another_error_of_a_gpu_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    def peak(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(fitting, "_peak_of_steps", peak)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 12 << 30))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        largest_batch([64, 32], make, replace(ALONE, device=torch.device("cuda")), 299)
+
+
+@pytest.mark.parametrize("merge", ["on", "off"])
+def test_the_network_that_is_tried_is_the_runs_own(monkeypatch, merge):
+    made = []
+
+    def largest(candidates, make, process, _):
+        made.append(make(process, 8)[0].model)
+        return candidates[-1], "said"
+
+    monkeypatch.setattr(assembly, "largest_batch", largest)
+    settings = TrainConfig(global_batch=64, bn_batch=8, batch="auto", freeze="stem", init_from="weights")
+    assembly.fit_batch(Options(config=Config(train=settings, model=ModelConfig(merge=merge))), ALONE, Console(first=False))
+    assert {module.merge for module in made[0].modules() if isinstance(module, Branches)} == {merge == "on"}
+    assert not next(made[0].stem.parameters()).requires_grad
 
 
 def test_a_run_takes_what_was_found_and_others_what_they_were_given(monkeypatch):
