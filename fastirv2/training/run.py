@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,9 +144,33 @@ def settle_statistics(run: Run) -> None:
     """Make the running statistics, and their averages, the same on all ranks, where ranks normalise over their own images."""
     if run.plan.bn_ranks == run.process.world:
         return
+    for statistics in _statistics(run):
+        unite_running_statistics(statistics, average=run.sync_bn != "off")
+
+
+def _statistics(run: Run) -> Iterator[torch.Tensor]:
+    """Yield the running statistics (n,), and then their averages, each while they are in the model."""
     for context in [contextlib.nullcontext(), *([run.engine.ema.in_place()] if run.engine.ema else [])]:
         with context:
-            unite_running_statistics(run.engine.gate.statistics, average=run.sync_bn != "off")
+            yield run.engine.gate.statistics
+
+
+def _statistics_of_ranks(run: Run) -> torch.Tensor | None:
+    """Return the running statistics and their averages of each rank, (ranks, 1 or 2, n); None where all have the same."""
+    if run.plan.bn_ranks == run.process.world:
+        return None
+    own = torch.stack([statistics.clone() for statistics in _statistics(run)])
+    of_ranks = own.new_empty((run.process.world, *own.shape))
+    torch.distributed.all_gather(list(of_ranks), own)
+    return of_ranks
+
+
+def _take_own_statistics(run: Run, of_ranks: torch.Tensor | None) -> None:
+    """Put what `_statistics_of_ranks` returned of this rank back; nothing where ranks were another number."""
+    if of_ranks is None or len(of_ranks) != run.process.world:
+        return
+    for statistics, own in zip(_statistics(run), of_ranks[run.process.rank], strict=True):
+        statistics.copy_(own)
 
 
 def save(run: Run, *, last: bool = False) -> None:
@@ -166,6 +190,7 @@ def save(run: Run, *, last: bool = False) -> None:
 
 def _hand_over(run: Run) -> None:
     begun = time.perf_counter()
+    of_ranks = _statistics_of_ranks(run)  # the run goes on with them, so that no bit depends on when it was saved
     settle_statistics(run)
     sums = run.engine.train_counts.take()
     if not run.engine.weights_are_finite():
@@ -176,7 +201,9 @@ def _hand_over(run: Run) -> None:
     if run.process.first:
         run.engine.train_counts.add_sums(sums)
         run.reporter.flush()
-        run.writer.put(_state(run, sums, begun), run.step, run.best_step)
+        state = _state(run, sums, begun) | {"statistics_of_ranks": of_ranks}
+        run.writer.put(state, run.step, run.best_step)
+    _take_own_statistics(run, of_ranks)
     run.saved, run.saved_step, run.asked = time.perf_counter(), run.step, False
     run.paused += run.saved - begun
 
@@ -213,6 +240,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         run.engine.gate.load_state_dict(state["gate"])
     if run.engine.ema:
         run.engine.ema.load_state_dict(state["ema"])
+    _take_own_statistics(run, state.get("statistics_of_ranks"))
     run.step, run.pending = state["step"], state["pending"]
     if run.checkpoints.path(state["best_step"]).exists():
         run.best_error, run.best_epoch, run.best_step = state["best_error"], state["best_epoch"], state["best_step"]

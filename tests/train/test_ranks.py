@@ -11,7 +11,7 @@ from fastirv2.data.samples import InputConfig, ValidationOrder
 from fastirv2.training.engine import unit
 from tests.processes import ONE_THREAD, torchrun
 from tests.train import validation_ranks
-from tests.train.conftest import RECIPE, Trainer, assert_done, latest, metrics, several
+from tests.train.conftest import RECIPE, Trainer, assert_done, assert_the_same, latest, metrics, several
 from tests.train.small_network import SmallNetwork
 
 SIZE = InputConfig(resize=82, crop=75, threads=1)
@@ -59,6 +59,15 @@ def test_a_run_begun_on_two_ranks_goes_on_on_one_and_every_image_is_validated_on
     assert [line["step"] for line in metrics(run, "train")] == list(range(1, 10))
     assert [line["images"] for line in metrics(run, "val")] == [23, 23, 23]
     assert sum(line["images"] for line in metrics(run, "train")) == 9 * 8
+
+
+def test_ranks_with_statistics_of_their_own_end_alike_however_often_they_were_saved(light, tmp_path):
+    local = ("--train.bn-batch", "4", "--ema.decay", "0.9")
+    assert_done(light(tmp_path / "whole", *local, ranks=2))
+    often = (*local, "--checkpoint.steps", "2")
+    assert_done(light(tmp_path / "parts", *often, "--train.stop-after", "4", ranks=2))
+    assert_done(light(tmp_path / "parts", *often, ranks=2))
+    assert_the_same(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_validation_of_103_images_is_that_of_a_plain_loop_on_1_2_3_and_4_ranks(images, tmp_path):
