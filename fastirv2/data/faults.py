@@ -22,7 +22,8 @@ class Faults:
     """The records of a data set that one rank has found not to decode.
 
     `error` is what is to end the run, once all ranks have agreed on it: until then a bad record's place in its batch is
-    taken by the nearest good one before it, or else after it. `bad` holds the numbers of all that were found.
+    taken by the nearest good one before it, or else after it; where the batch has none, as one of padding has when the last
+    record is bad, by the nearest one of the data set. `bad` holds the numbers of all that were found.
     """
 
     def __init__(self, records: Records, on_bad: OnBad) -> None:
@@ -32,17 +33,26 @@ class Faults:
         self._untold: list[str] = []
 
     def repaired(self, fed: Fed) -> Fed:
-        """Return a batch without the records that are known to be bad; raises DataError when no other is in it."""
+        """Return a batch without the records that are known to be bad; raises DataError when there are no others."""
         if not self.bad:
             return fed
         bad = np.isin(fed.numbers, list(self.bad))
         good = np.flatnonzero(~bad)
         if not len(good):
-            raise DataError(f"of {self._records.path} all {len(bad)} records of a batch cannot be decoded; build it anew")
+            return fed._replace(numbers=np.full_like(fed.numbers, self._nearest_good(int(fed.numbers[0]))))
         places = np.arange(len(bad))
         places[bad] = good[np.maximum(np.searchsorted(good, places[bad]) - 1, 0)]
         windows = Windows(fed.windows.start[places], fed.windows.end[places])
         return fed._replace(numbers=fed.numbers[places], windows=windows, colours=tuple(drawn[places] for drawn in fed.colours))
+
+    def _nearest_good(self, number: int) -> int:
+        """Return the record nearest to one that is bad, of those not known to be."""
+        count = len(self._records)
+        near = (other for distance in range(1, count) for other in (number - distance, number + distance))
+        found = next((other for other in near if 0 <= other < count and other not in self.bad), None)
+        if found is None:
+            raise DataError(f"none of the {count:,} records of {self._records.path} can be decoded; build it anew")
+        return found
 
     def find(self, fed: Fed) -> bool:
         """Look for bad records in a batch, and say whether there are any."""

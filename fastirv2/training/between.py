@@ -129,6 +129,9 @@ def validate(run: Run) -> Agreed:
     run.val.wait_seconds()
     seconds = time.perf_counter() - begun
     run.paused += seconds
+    untold = run.val.faults.untold()
+    if any(from_all(bool(untold))):
+        tell_bad(run, untold)
     if sums is None:
         return agreed
     clock = {"seconds": seconds, "time": time.time()}  # both in one pass

@@ -88,11 +88,31 @@ def test_an_image_that_only_other_programs_decode_is_bad_too(copy):
     assert "(GIF is not decoded here)" in str(loader.faults.error)
 
 
-def test_a_batch_without_a_good_record_ends_it(copy):
+def test_a_batch_without_a_good_record_shows_the_nearest_one_that_is(images, copy):
+    whole = batches(loading(images, validation()), 2)
     spoil(copy, *range(8))
     loader = loading(copy, validation())
-    with pytest.raises(DataError, match=r"all 8 records of a batch cannot be decoded"):
-        next(loader)
+    ((pixels, labels),) = batches(loader, 1)
+    assert all(torch.equal(image, whole[1][0][0]) for image in pixels)
+    assert labels == [whole[1][1][0]] * 8
+    assert "cannot be decoded" in str(loader.faults.error)
+
+
+def test_padding_by_a_bad_record_stays_padding(copy):
+    spoil(copy, 22)
+
+    def order(records):
+        return ValidationOrder(records, SIZE, batch=11, world=1, rank=0)
+
+    loader = loading(copy, order, batch=11)
+    assert [next(loader).valid for _ in range(3)] == [11, 11, 1]  # the last has nothing but the bad record and its padding
+
+
+def test_a_data_set_without_a_good_record_ends_it(copy):
+    spoil(copy, *range(23))
+    loader = loading(copy, validation())
+    with pytest.raises(DataError, match=r"none of the 23 records of .* can be decoded; build it anew"):
+        batches(loader, 3)
 
 
 def test_the_crops_of_a_bad_image_are_those_of_another(images, copy):

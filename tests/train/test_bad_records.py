@@ -44,6 +44,16 @@ def test_in_validation_it_stops_too_and_the_epoch_is_validated_when_it_goes_on(l
     assert [(line["epoch"], line["images"]) for line in metrics(run, "val")] == [(1, 23), (2, 23), (3, 23)]
 
 
+def test_the_last_record_of_a_validation_by_two_ranks_is_skipped_and_named_though_nothing_comes_after(light, images, tmp_path):
+    data = shutil.copytree(images, tmp_path / "images")
+    bad = max(data.rglob("*.jpg"))
+    bad.write_bytes(b"no image")
+    run = tmp_path / "run"
+    assert_done(light(run, "--data.on-bad", "skip", "--train.epochs", "1", val=data, ranks=2))
+    assert [line["record"] for line in metrics(run, "bad")] == [f"{bad} cannot be decoded (it is no image)"]
+    assert [line["images"] for line in metrics(run, "val")] == [23]
+
+
 def test_in_the_last_step_it_is_not_lost(light, spoilt, tmp_path):
     run = tmp_path / "run"
     assert_done(light(run, "--train.global-batch", "23", "--train.bn-batch", "23", "--train.epochs", "1", train=spoilt[0]), 65)
