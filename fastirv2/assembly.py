@@ -314,6 +314,12 @@ def crops(config: Config) -> list[tuple[int, int]]:
     return [(first, crop) for first, _, crop in config.input.stages()]
 
 
+def at_largest_crop(config: Config) -> Config:
+    """Return the configuration with its largest crop from the first epoch on."""
+    largest = max(crop for _, crop in crops(config))
+    return replace(config, input=replace(config.input, sizes=(f"1:{largest}",) if config.input.sizes else ()))
+
+
 def known_utilisation(config: Config, process: Process) -> Utilisation | None:
     """Return what tells the utilisation of all devices, or None where nothing is known of their peak."""
     peak = config.device.peak_tflops or peak_tflops(device_name(process.device), config.train.amp)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from fastirv2.assembly import Prepared, build, check_device, divide, fit_batch, prepare, read_beginning
+from fastirv2.assembly import Prepared, at_largest_crop, build, check_device, divide, fit_batch, prepare, read_beginning
 from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, to_toml
 from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
@@ -245,12 +245,10 @@ def try_out(
     prepared: Prepared, place: Path, process: Process, console: Console, watchdog: Watchdog, beginning: Contents | None
 ) -> None:
     """Do once what the run will do, at its largest crop, and say what it takes."""
-    config, plan = prepared.config, prepared.plan
-    stages = config.input.stages()
-    largest = max(crop for _, _, crop in stages)
+    plan, stages = prepared.plan, prepared.config.input.stages()
     once = replace(plan, accumulation=1, global_batch=plan.world * plan.batch)
-    config = replace(config, input=replace(config.input, sizes=(f"1:{largest}",) if config.input.sizes else ()))
-    run = build(replace(prepared, config=config, plan=once), place, process, console, watchdog, None, beginning)
+    prepared = replace(prepared, config=at_largest_crop(prepared.config), plan=once)
+    run = build(prepared, place, process, console, watchdog, None, beginning)
     while not place.is_dir():
         place = place.parent
     try:

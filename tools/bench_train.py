@@ -2,7 +2,8 @@
 
 Both are taken in turn in one process a rank, with the loader alone as the third (`train_rates.py`). Medians and the 95th
 percentile are of steps on the slowest rank; warm-up and batches that were made ahead are left out. Options that are not
-listed here are the trainer's: `bench_train.py --recipe fast --train.compile off`.
+listed here are the trainer's: `bench_train.py --recipe fast --train.compile off`. Under torchrun its ranks are measured, with
+--data.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import photographs
 import tyro
 from train_rates import Loop, measure, opened_run
-from train_trace import show_to_nsight, write_trace
+from train_trace import check_nsight, show_to_nsight, write_trace
 
 from fastirv2.errors import UsageError, UserError, run_command
 from fastirv2.report.machine import check_json, write_json
@@ -50,9 +51,16 @@ class Options:
     nvtx: bool = False
     """Take some steps with NVTX ranges, for nsys profile --capture-range cudaProfilerApi."""
     trace: Path | None = None
-    """Write a Chrome trace of some steps of rank 0 into this file."""
+    """Write a Chrome trace of some steps of rank 0, of the last number of ranks, into this file."""
     json: Path | None = None
     """Write the result into this file too."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not self.seconds > 0 or self.images < 1 or self.batch < 0:
+            raise UsageError(
+                "--rounds and --images must be at least 1, --seconds more than 0 and --batch not negative; got "
+                f"{self.rounds}, {self.images}, {self.seconds}, {self.batch}"
+            )
 
     def numbers(self) -> list[int]:
         """Return the numbers of ranks; raises UsageError."""
@@ -96,28 +104,33 @@ def failed(done: subprocess.CompletedProcess[str]) -> UserError:
 
 
 def rank(options: Options, rest: list[str]) -> None:
-    """Measure as one of the ranks; rank 0 writes the result."""
+    """Measure as one of the ranks; rank 0 writes the result, or prints it."""
     world = int(os.environ["WORLD_SIZE"])
     with opened_run(trainer_arguments(options, options.data, world, rest), PROGRAM) as (run, config):
+        if options.nvtx:
+            check_nsight(run)
         result = measure(run, config, rounds=options.rounds, seconds=options.seconds)
         result |= {"device": str(run.engine.device), "amp": config.train.amp, "compile": config.train.compile}
         result |= {"arch": config.model.arch, "crop": run.crops[-1][1], "recompute": config.train.recompute}
-        if options.nvtx:
-            show_to_nsight(run, Loop(run, config.input.prefetch).both)
-        if options.trace and run.process.first:
-            write_trace(run, Loop(run, config.input.prefetch).both, options.trace)
         if run.process.first and options.json:
             options.json.write_text(json.dumps(result))
+        elif run.process.first:
+            print(show(result, result["both"]["images_per_second"]["median"] / result["ranks"]), flush=True)
+        step = Loop(run, config.input.prefetch).both
+        if options.nvtx:
+            show_to_nsight(run, step)
+        if options.trace:
+            write_trace(run, step, options.trace)
 
 
-def on_ranks(world: int, options: Options, data: str, rest: list[str], folder: Path) -> dict[str, Any]:
-    """Start the ranks and return what they measured."""
+def on_ranks(world: int, options: Options, data: str, rest: list[str], folder: Path, *, trace: bool) -> dict[str, Any]:
+    """Start the ranks and return what they measured; they write the trace that is asked for, if any, where `trace`."""
     out = folder / f"{world}.json"
     plain = {"data": data, "json": out, "recipe": options.recipe, "batch": options.batch or default_batch()}
     plain |= {"seconds": options.seconds, "rounds": options.rounds, "images": options.images}
     words = [str(word) for name, value in plain.items() for word in (f"--{name}", value)]
     words += ["--nvtx"] if options.nvtx else []
-    words += ["--trace", str(options.trace)] if options.trace and world == 1 else []
+    words += ["--trace", str(options.trace)] if options.trace and trace else []
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     line = [sys.executable, *(launcher if world > 1 else []), __file__, *words, *rest]
     names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"} if world == 1 else {}
@@ -143,13 +156,16 @@ def main() -> None:
     """Read the command line, measure, print a line for each number of ranks."""
     options, rest = tyro.cli(Options, description=__doc__, return_unknown_args=True)
     check_json(options.json)
+    check_json(options.trace, "--trace")
     if "RANK" in os.environ:
+        if not options.data:
+            raise UsageError("under torchrun --data must say what to train on: ranks do not make images each for itself")
         return rank(options, rest)
     numbers = options.numbers()
     with tempfile.TemporaryDirectory(prefix="bench_train-") as name:
         folder = Path(name)
         data = options.data or make_data(folder, options.images, options.build_resize)
-        rows = [on_ranks(world, options, data, rest, folder) for world in numbers]
+        rows = [on_ranks(world, options, data, rest, folder, trace=world == numbers[-1]) for world in numbers]
     first = rows[0]
     print(f"{first['arch']} network, {first['crop']}², {first['amp']}, compile {first['compile']}, {first['device']}")
     one = first["both"]["images_per_second"]["median"] / first["ranks"]

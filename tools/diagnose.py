@@ -18,13 +18,14 @@ import tyro
 from bench_model import product_rate
 from bench_train import default_batch
 from train_rates import Loop, measure, opened_run
-from train_trace import show_to_nsight, write_trace
+from train_trace import check_nsight, show_to_nsight, write_trace
 
 from fastirv2.assembly import new_network
 from fastirv2.config import Config
 from fastirv2.errors import UsageError, run_command
 from fastirv2.report.machine import check_json, device_name, write_json
 from fastirv2.report.utilisation import peak_tflops, training_flop
+from fastirv2.training.plan import Plan
 from fastirv2.training.run import Run
 
 PROGRAM = "diagnose"
@@ -49,7 +50,7 @@ class Options:
     nvtx: bool = False
     """Take some steps with NVTX ranges, for nsys profile --capture-range cudaProfilerApi."""
     trace: Path | None = None
-    """Write a Chrome trace of some steps into this file."""
+    """Write a Chrome trace of some steps of rank 0 into this file."""
     json: Path | None = None
     """Write the result into this file too."""
 
@@ -85,20 +86,26 @@ def hours(images_per_second: float, gpus: int) -> float:
     return EPOCHS * IMAGES / images_per_second / gpus / 3600
 
 
-def next_option(bound: str, config: Config, batch: int, device: str) -> str:
-    """Return what to try next where passes have `batch` images."""
-    settings = config.train
+def next_option(bound: str, config: Config, plan: Plan, device: str) -> str:
+    """Return what to try next."""
+    settings, resize = config.train, config.input.resize
     if device == "cpu":
+        warped = config.input.augment == "crop" and config.input.resize_mode == "warp"
+        smaller = f"{resize}x{resize}, of which windows are cut as they are" if warped else f"short:{resize}, or larger"
         return {
-            "input": "records of the crop's own size: fastirv2-build-lmdb --resize; tools/bench_data.py says why",
+            "input": f"fastirv2-build-lmdb --resize {smaller}; tools/bench_data.py says which stage binds",
             "overlap": "fewer --input.threads: input and step want the same CPUs",
             "step": "a GPU",
         }[bound]
     of_the_step = [
         (settings.compile == "off", "--train.compile regional"),
-        (batch <= 16 and settings.cuda_graph == "off", "--train.cuda-graph on: with so few images the GPU waits for the host"),
-        (batch < 256, "--train.batch auto: more images a pass"),
-        (True, "--train.compile full, which has not been measured against regional"),
+        (
+            plan.batch <= 16 and settings.cuda_graph == "off" and plan.world == plan.accumulation == 1,
+            "--train.cuda-graph on: with so few images the GPU waits for the host",
+        ),
+        (plan.batch < 256, "--train.batch auto: more images a pass"),
+        (settings.compile != "full", "--train.compile full, which has not been measured against regional"),
+        (True, "--trace, which shows where the step's time goes"),
     ]
     return {
         "input": "tools/bench_data.py, which says which stage binds and what to turn; often --input.hw-decoder-load or threads",
@@ -125,7 +132,7 @@ def diagnose(run: Run, config: Config, minutes: float) -> dict[str, Any]:
         "share_of_yardstick": {"step": rates.step * flop / best, "both": rates.both * flop / best},
         "roofline_images_per_second": best / flop,
         "hours_of_90_epochs": {str(gpus): hours(rates.both, gpus) for gpus in (1, 8, 64)},
-        "try_next": next_option(rates.bound, config, run.plan.batch, device.type), "measured": measured,
+        "try_next": next_option(rates.bound, config, run.plan, device.type), "measured": measured,
     }  # fmt: skip
 
 
@@ -169,21 +176,24 @@ def main() -> None:
     """Read the command line, measure, print the screen."""
     options, rest = tyro.cli(Options, description=__doc__, return_unknown_args=True)
     check_json(options.json)
+    check_json(options.trace, "--trace")
     batch = options.batch or default_batch()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     sizes = ("--train.global-batch", batch * world, "--train.batch", batch, "--train.bn-batch", batch)
     paths = ("--recipe", options.recipe, "--train", options.data, "--val", options.data)
     arguments = [str(word) for word in (*paths, *sizes, *rest)]
     with opened_run(arguments, PROGRAM) as (run, config):
+        if options.nvtx:
+            check_nsight(run)
         found = diagnose(run, config, options.minutes)
+        if run.process.first:
+            print(screen(found), flush=True)
+            write_json(options.json, found)
         step = Loop(run, config.input.prefetch).both
         if options.nvtx:
             show_to_nsight(run, step)
-        if options.trace and run.plan.world == 1:
+        if options.trace:
             write_trace(run, step, options.trace)
-        if run.process.first:
-            print(screen(found))
-            write_json(options.json, found)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise, repeat
 from pathlib import Path
 from statistics import median
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastirv2.assembly import build, check_device, fit_batch, prepare
+from fastirv2.assembly import at_largest_crop, build, check_device, fit_batch, prepare
 from fastirv2.config import Config, parse
 from fastirv2.errors import StoppedError
 from fastirv2.report.console import Console
@@ -42,7 +43,7 @@ RATE = 1e-3  # learning rate: small enough for the weights to stay finite, whate
 
 @contextmanager
 def opened_run(arguments: Sequence[str], program: str) -> Iterator[tuple[Run, Config]]:
-    """Make a run from the trainer's arguments on this rank, as the trainer does, without a run folder.
+    """Make a run from the trainer's arguments on this rank, as the trainer does, at its largest crop and without a run folder.
 
     Raises:
         UsageError: an option is wrong, or the network cannot be compiled.
@@ -57,6 +58,7 @@ def opened_run(arguments: Sequence[str], program: str) -> Iterator[tuple[Run, Co
             with TemporaryDirectory() as folder, explained():
                 console = Console(first=False)
                 prepared = together(lambda: prepare(fit_batch(options, process, console), process))
+                prepared = replace(prepared, config=at_largest_crop(prepared.config))
                 run = build(prepared, Path(folder), process, console, watchdog, None, None)
                 try:
                     yield run, prepared.config

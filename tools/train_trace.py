@@ -63,7 +63,10 @@ def ranges(run: Run) -> Iterator[None]:
 
 
 def write_trace(run: Run, step: Callable[[], None], file: Path) -> None:
-    """Write a Chrome trace of some steps; raises DataError when the file cannot be written."""
+    """Write a Chrome trace of some steps of rank 0; every rank takes them. Raises DataError when the file cannot be written."""
+    if not run.process.first:
+        _take(run, step)
+        return
     try:
         file.write_bytes(b"")
     except OSError as error:
@@ -74,21 +77,23 @@ def write_trace(run: Run, step: Callable[[], None], file: Path) -> None:
     else:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its lines on stderr
     with ranges(run), profile(activities=activities) as profiler:
-        for _ in range(STEPS):
-            step()
-        wait_for(run.engine.device)
+        _take(run, step)
     profiler.export_chrome_trace(str(file))
 
 
-def show_to_nsight(run: Run, step: Callable[[], None]) -> None:
-    """Take some steps with NVTX ranges, between cudaProfilerStart and -Stop: `nsys profile --capture-range cudaProfilerApi`.
-
-    Raises:
-        UsageError: there is no GPU.
-    """
+def check_nsight(run: Run) -> None:
+    """Raise UsageError where there is no GPU to show to Nsight."""
     if run.engine.device.type != "cuda":
         raise UsageError("--nvtx is for Nsight, which needs an NVIDIA GPU; --trace writes a trace on a CPU too")
+
+
+def show_to_nsight(run: Run, step: Callable[[], None]) -> None:
+    """Take some steps with NVTX ranges, between cudaProfilerStart and -Stop: `nsys profile --capture-range cudaProfilerApi`."""
     with ranges(run), torch.cuda.profiler.profile(), torch.autograd.profiler.emit_nvtx():
-        for _ in range(STEPS):
-            step()
-        wait_for(run.engine.device)
+        _take(run, step)
+
+
+def _take(run: Run, step: Callable[[], None]) -> None:
+    for _ in range(STEPS):
+        step()
+    wait_for(run.engine.device)

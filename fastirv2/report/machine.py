@@ -107,12 +107,12 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": median(values), "max": max(values)}
 
 
-def check_json(path: Path | None) -> None:
-    """Raise DataError where `write_json` could not write a file: before the minutes of work for it."""
+def check_json(path: Path | None, option: str = "--json") -> None:
+    """Raise DataError where the file that `option` names could not be written: before the minutes of work for it."""
     if path is None:
         return
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise DataError(f"{path} cannot be written; choose another --json, in a folder that exists")
+        raise DataError(f"{path} cannot be written; choose another {option}, in a folder that exists")
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:

@@ -2,14 +2,18 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from torch import nn
 
 from fastirv2 import models
 from fastirv2.config import Config
-from fastirv2.errors import UsageError
+from fastirv2.data.samples import InputConfig
+from fastirv2.errors import DataError, UsageError
 from fastirv2.models.layers import Classifier, ConvNorm, GlobalPool
+from fastirv2.training.plan import make_plan
+from tests.processes import ONE_THREAD, run_python
 from tests.tools.test_tools import TOOLS
 
 sys.path.insert(0, str(TOOLS))
@@ -17,6 +21,7 @@ sys.path.insert(0, str(TOOLS))
 import bench_train
 import diagnose
 from diagnose import Rates, hours, next_option
+from train_rates import Loop, opened_run
 
 SMALL = ("--recipe", "demo", "--input.resize", "82", "--input.crop", "75", "--input.threads", "1", "--train.device", "cpu")
 
@@ -77,14 +82,70 @@ def test_what_bounds_is_the_slower_or_neither(rates, bound, lost):
     assert rates.lost == pytest.approx(lost)
 
 
-def test_the_next_option_is_one_that_is_not_yet_taken():
-    assert "regional" not in next_option("step", Config(), 256, "cpu")
-    assert next_option("step", Config(), 256, "cuda").startswith("--train.compile full")
-    off = Config(train=Config().train.__class__(compile="off"))
-    assert next_option("step", off, 256, "cuda") == "--train.compile regional"
-    assert "--train.cuda-graph on" in next_option("step", Config(), 16, "cuda")
-    assert "--train.batch auto" in next_option("step", Config(), 64, "cuda")
-    assert "--input.prefetch 4" in next_option("overlap", Config(), 64, "cuda")
+def plan(batch, world=1):
+    return make_plan(
+        global_batch=batch * world, world=world, batch=batch, bn_batch=batch, sync_bn="auto", count=1000, epochs=1
+    )
+
+
+def test_the_next_option_is_one_that_is_not_yet_taken_and_would_be_accepted():
+    def of_the_step(batch, world=1, device="cuda", **settings):
+        return next_option("step", Config(train=replace(Config().train, **settings)), plan(batch, world), device)
+
+    assert of_the_step(256, device="cpu") == "a GPU"
+    assert of_the_step(256).startswith("--train.compile full")
+    assert of_the_step(256, compile="off") == "--train.compile regional"
+    assert "--train.cuda-graph on" in of_the_step(16)
+    assert "--train.batch auto" in of_the_step(16, world=2)
+    assert "--train.batch auto" in of_the_step(64)
+    assert of_the_step(256, compile="full").startswith("--trace")
+    assert "--input.prefetch 4" in next_option("overlap", Config(), plan(64), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (InputConfig(resize=328), "--resize 328x328"),
+        (InputConfig(resize=328, resize_mode="short"), "--resize short:328"),
+        (InputConfig(resize=328, augment="area"), "--resize short:328"),
+    ],
+)
+def test_smaller_records_are_those_that_the_input_can_be_made_of(given, advice):
+    assert advice in next_option("input", Config(input=given), plan(64), "cpu")
+
+
+def test_what_is_measured_is_the_largest_crop(small_network, lmdb_folder):
+    sizes = ("--train.global-batch", "4", "--train.batch", "4", "--train.bn-batch", "4", "--input.sizes", "1:75", "2:79")
+    with opened_run(["--train", str(lmdb_folder), "--val", str(lmdb_folder), *SMALL, *sizes], "bench_train") as (run, config):
+        assert Loop(run, config.input.prefetch).ready[0].shape == (4, 3, 79, 79)
+        assert run.crops == [(1, 79)]
+
+
+def test_a_trace_is_of_rank_0_and_all_take_its_steps(lmdb_folder, tmp_path):
+    trace = tmp_path / "trace.json"
+    words = ("--data", lmdb_folder, "--ranks", "2", "--batch", "2", "--seconds", "0.01", "--rounds", "1", "--trace", trace)
+    done = run_python(TOOLS / "bench_train.py", *words, *SMALL, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
+    assert names.count("pass") == 10
+
+
+def test_what_cannot_be_written_or_shown_is_said_before_anything_is_measured(monkeypatch, small_network, lmdb_folder, tmp_path):
+    def measure(*_, **__):
+        raise AssertionError("measured")
+
+    for tool, data in ((bench_train, ("--data", lmdb_folder)), (diagnose, (lmdb_folder,))):
+        monkeypatch.setattr(tool, "measure", measure)
+        with pytest.raises(DataError, match="choose another --trace"):
+            run(monkeypatch, tool, *data, *SMALL, "--batch", 4, "--trace", tmp_path / "none/trace.json")
+        with pytest.raises(UsageError, match="--nvtx is for Nsight"):
+            run(monkeypatch, tool, *data, *SMALL, "--batch", 4, "--nvtx")
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"seconds": 0.0}, {"images": 0}, {"batch": -1}])
+def test_what_cannot_be_measured_is_refused(wrong):
+    with pytest.raises(UsageError, match="--rounds and --images must be at least 1"):
+        bench_train.Options(**wrong)
 
 
 def test_the_predecessors_rate_takes_the_21_days():
