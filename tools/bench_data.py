@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bench_build
 import photographs
@@ -66,8 +66,8 @@ class Options:
     """Length of one measurement."""
     rounds: int = 5
     """Measurements of each, taken in turn."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to decode; auto: on a GPU if there is one."""
     input: tyro.conf.OmitArgPrefixes[InputConfig] = InputConfig()  # noqa: RUF009
     """The input's own options."""
     need: float | None = None
@@ -78,6 +78,11 @@ class Options:
     """Write the result into this file too."""
 
     def __post_init__(self) -> None:
+        if self.rounds < 1 or self.batch < 1 or not self.seconds > 0:
+            raise UsageError(
+                "--rounds and --batch must be at least 1, --seconds more than 0; "
+                f"got {self.rounds}, {self.batch}, {self.seconds:g}"
+            )
         if self.need is not None and self.need <= 0:
             raise UsageError(f"--need {self.need:g} must be more than 0 images/s")
         if self.data is not None and not (self.data / "data.mdb").is_file():
@@ -117,13 +122,15 @@ def ways_to_batches(data: Data, given: Input, open_loader: Callable[[Input], Loa
     config = given.config
     sides = {"batch": given.batch, "resize": config.resize, "crop": config.crop}
     ways: dict[str, Callable[[], Any]] = {"loader": open_loader(given).__next__}
-    ways["readers.caffe"] = caffe_reader(data.lmdb, threads=given.threads, hw_decoder_load=config.hw_decoder_load, **sides)
-    records = open_records(data.lmdb)
+    records, gpu = open_records(data.lmdb), given.device.type == "cuda"
+    if records.form == "encoded":  # its raw images have no size of their own in a graph
+        load = config.hw_decoder_load
+        ways["readers.caffe"] = caffe_reader(data.lmdb, threads=given.threads, hw_decoder_load=load, gpu=gpu, **sides)
     ways |= readers_alone(records, given.order(records), data.lmdb, batch=given.batch, threads=given.threads)
     if data.resized and data.files and data.resized_files:
         ways["loader, resized"] = open_loader(replace(given, data=data.resized)).__next__
-        ways["Pillow"] = pillow_loader(data.files, workers=given.threads, **sides)
-        ways["Pillow, resized"] = pillow_loader(data.resized_files, workers=given.threads, **sides)
+        ways["Pillow"] = pillow_loader(data.files, workers=given.threads, device=given.device, **sides)
+        ways["Pillow, resized"] = pillow_loader(data.resized_files, workers=given.threads, device=given.device, **sides)
     return ways
 
 
@@ -181,6 +188,7 @@ def figures_of(result: dict[str, Any], data: Data, options: Options) -> Figures:
         threads=result["threads"],
         cpus=result["cpus"],
         gpus=torch.cuda.device_count() if result["device"] != "cpu" else 0,
+        hw_decoder_load=options.input.hw_decoder_load,
         build=None if open_records(data.lmdb).resizes == (size,) else size,
         cold=cold["loader"]["median"] if cold["loader"] else None,
         cold_ratio=cold["loader, cold / warm"]["median"] if cold["loader"] else 1.0,

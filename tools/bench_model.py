@@ -19,7 +19,7 @@ import tyro
 from step_ways import WARM_UP, Compile, Norm, Runner, Switch, Way, all_ways
 
 from fastirv2.errors import UsageError, is_out_of_memory, run_command
-from fastirv2.models import SMALLEST_INPUT, create
+from fastirv2.models import SMALLEST_INPUT, create, last_maps
 from fastirv2.report.machine import check_json, device_name, seconds_of, spread, write_json
 from fastirv2.report.utilisation import forward_flop, peak_tflops, training_flop
 from fastirv2.training.distributed import Process, join, leave
@@ -49,8 +49,8 @@ class Options:
     """Also measure timm's inception_resnet_v2, which is the slim network (pip install --no-deps timm huggingface_hub)."""
     rounds: int = 10
     """Measured steps of each, after a warm-up of 3."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto: on a GPU if there is one."""
     json: Path | None = None
     """Write the result into this file too."""
     trace: Path | None = None
@@ -62,6 +62,10 @@ class Options:
                 f"--size must be at least {SMALLEST_INPUT}, --rounds and --batch at least 1; "
                 f"got {self.size}, {self.rounds}, {self.batch}"
             )
+        if not (self.compile and self.merge and self.norm):
+            raise UsageError("--compile, --merge and --norm each need a value at least")
+        if min(self.batch, default=2) * last_maps(self.size) ** 2 < 2:
+            raise UsageError(f"--batch 1 at --size {self.size} leaves one value of a channel to normalise; give more")
         if self.vs == "timm" and self.arch != "slim":
             raise UsageError("--vs timm is about the slim network, which timm's is: give --arch slim too")
 

@@ -24,6 +24,8 @@ class Figures:
     """CPUs that it may use."""
     gpus: int = 0
     """GPUs of this host: the loader was measured on one of them, or on none."""
+    hw_decoder_load: float = 0.65
+    """Share of a batch that goes to a GPU's JPEG engines."""
     build: str | None = None
     """The --resize of fastirv2-build-lmdb that makes records of the size that windows are cut from; None: they have it."""
     cold: float | None = None
@@ -86,9 +88,8 @@ def first_knob(stage: str, figures: Figures) -> str:
             "copy the LMDB to this node's own disk (tools/launch/stage_lmdb.sh), with memory enough to cache it; if it is "
             "there, raise --input.read-ahead"
         )
-    if figures.gpus and stage == "decode":
-        why = "which spares the CPUs" if busy else "or lower it: the GPU's JPEG engines bind, or its cores"
-        return f"raise --input.hw-decoder-load, {why}"
+    if figures.gpus and stage == "decode" and not (busy and figures.hw_decoder_load == 1):
+        return _of_the_engines(figures.hw_decoder_load, busy)
     if images and figures.build and (figures.gpus or busy):
         return build
     if busy:
@@ -96,6 +97,15 @@ def first_knob(stage: str, figures: Figures) -> str:
     if figures.threads < figures.cpus:
         return f"raise --input.threads from {figures.threads} to {figures.cpus}: CPUs are idle"
     return "raise --input.prefetch, and let nothing else run here: the loader does not get all of the CPUs' time"
+
+
+def _of_the_engines(load: float, busy: bool) -> str:
+    """Return which way to turn the share of images that go to a GPU's JPEG engines."""
+    if load == 1:
+        return "lower --input.hw-decoder-load from 1: the GPU's JPEG engines bind, and its cores decode too"
+    why = "which spares the CPUs" if busy else "the GPU's JPEG engines decode beside its cores"
+    other = ", or lower it: the engines bind, or the cores" if load and not busy else f", {why}"
+    return f"raise --input.hw-decoder-load from {load:g}{other}"
 
 
 def _last(figures: Figures) -> float:

@@ -15,9 +15,10 @@ from fastirv2.data.dataset import Records
 from fastirv2.data.samples import Order
 
 
-def caffe_reader(data: Path, *, batch: int, resize: int, crop: int, threads: int, hw_decoder_load: float) -> Callable[[], Any]:
-    """Return DALI's reader with its own shuffle, then decode, warp, random crop and mirror, on the GPU if there is one."""
-    gpu = torch.cuda.is_available()
+def caffe_reader(
+    data: Path, *, batch: int, resize: int, crop: int, threads: int, hw_decoder_load: float, gpu: bool
+) -> Callable[[], Any]:
+    """Return DALI's reader of encoded images with its own shuffle, then decode, warp, random crop and mirror."""
     pipeline = _pipeline(batch, threads, gpu)
     with pipeline:
         encoded, labels = fn.readers.caffe(path=str(data), random_shuffle=True)
@@ -75,8 +76,10 @@ class PillowImages(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), 0
 
 
-def pillow_loader(folder: Path, *, batch: int, resize: int, crop: int, workers: int) -> Callable[[], Any]:
-    """Return a torch DataLoader over the files below a folder, with worker processes that stay."""
+def pillow_loader(
+    folder: Path, *, batch: int, resize: int, crop: int, workers: int, device: torch.device
+) -> Callable[[], Any]:
+    """Return a torch DataLoader over the files below a folder, with worker processes that stay; batches come to `device`."""
     images = PillowImages([str(path) for path in sorted(folder.rglob("*.jpg"))], resize, crop)
     loader = torch.utils.data.DataLoader(
         images,
@@ -86,10 +89,9 @@ def pillow_loader(folder: Path, *, batch: int, resize: int, crop: int, workers: 
         drop_last=True,
         persistent_workers=True,
         multiprocessing_context="spawn",
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
     )
     batches = _endless(loader)
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     return lambda: [part.to(device, non_blocking=True) for part in next(batches)]
 
 

@@ -238,9 +238,11 @@ def check_input(records: Records, config: InputConfig, *, training: bool, crops:
                 f"{built}, so that the aspect of its images is lost: the three squares that 144 crops take at each scale are "
                 "one; build it with --resize none or short:N"
             )
-        needed = views.scales(config.crop)[-1] if crops == 144 else config.crop if area else config.resize
+        _, resize, crop = max(config.stages(), key=lambda stage: stage[2]) if training else (1, config.resize, config.crop)
+        needed = views.scales(config.crop)[-1] if crops == 144 else crop if area else resize
         if sides and min(sides) < needed:
-            instead = "take 12 crops" if crops == 144 else f"take a smaller --input.{'crop' if area else 'resize'}"
+            option = "sizes" if training and config.sizes else "crop" if area else "resize"
+            instead = "take 12 crops" if crops == 144 else f"take a smaller --input.{option}"
             sentences.append(
                 f"{built}: its images are enlarged to {needed} pixels; build it with at least {needed}, or {instead}"
             )

@@ -75,6 +75,14 @@ def test_raw_and_encoded_lmdbs_of_the_same_images_give_the_same_batches(raw_lmdb
         assert difference.max() <= 16
 
 
+def test_raw_images_are_told_apart_by_their_pixels(raw_lmdb, tmp_path):
+    brighter = raw(4)
+    brighter.data = bytes(255 - value for value in brighter.data)
+    other = write(tmp_path / "other", [brighter if number == 4 else raw(number) for number in range(13)])
+    same = write(tmp_path / "same", [raw(number) for number in range(13)])
+    assert open_records(same).digest == open_records(raw_lmdb).digest != open_records(other).digest
+
+
 def test_raw_images_are_the_pictures_themselves(tmp_path):
     raw_lmdb = write(tmp_path / "raw", [raw(4)] * 8)
     config = InputConfig(resize=48, crop=48, threads=1, hw_decoder_load=0.0)

@@ -102,6 +102,9 @@ def test_what_is_lost_on_records_that_were_resized_is_said(images, parts, tmp_pa
     assert said(small, resize=60) == said(short, resize=80) == said(short, resize=80, resize_mode="short") == []
     (warning,) = said(small, resize=61)
     assert warning.startswith(f"{small} was built with --resize 100x60: its images are enlarged to 61 pixels")
+    (warning,) = said(short, resize=70, sizes=("1:50", "9:60"))  # 84 pixels, of which 60 are cut, as of 70 are 50
+    assert warning.endswith("enlarged to 84 pixels; build it with at least 84, or take a smaller --input.sizes")
+    assert said(short, resize=70, sizes=("1:50", "9:60"), training=False) == []
     (warning,) = said(small, augment="inception")
     assert "the area crops of --input.augment inception are distorted by as much" in warning
     assert len(said(small, augment="resnet", training=False)) == 1  # validation is not augmented, and here enlarged

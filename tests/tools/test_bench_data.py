@@ -13,6 +13,8 @@ from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig
 from fastirv2.errors import DataError, UsageError
 from tests.conftest import build
+from tests.data.test_caffe_records import raw
+from tests.data.test_caffe_records import write as write_caffe
 from tests.tools.test_tools import TOOLS, result
 
 sys.path.insert(0, str(TOOLS))
@@ -142,9 +144,19 @@ def test_over_a_users_own_lmdb_there_are_the_ways_that_it_allows(tmp_path, lmdb_
     assert figures["verdict"]["gpus_fed"] is None
 
 
+def test_over_raw_images_of_another_program_dalis_reader_is_measured_without_decoding(tmp_path):
+    folder = write_caffe(tmp_path / "raw", [raw(number) for number in range(8)])
+    sides = ("--batch", "4", "--resize", "48", "--crop", "40", "--device", "cpu", "--threads", "1")
+    _, figures = result(tmp_path, "bench_data.py", *sides, "--seconds", "0.1", "--rounds", "1", "--data", folder)
+    assert set(figures["ratios"]) == {"reading / readers.caffe, reading"}
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"rounds": 0}, "--rounds and --batch must be at least 1, --seconds more than 0; got 0, 64, 3"),
+        ({"seconds": 0.0}, "got 5, 64, 0"),
+        ({"batch": 0}, "got 5, 0, 3"),
         ({"need": 0}, "--need 0 must be more than 0 images/s"),
         ({"data": Path("nowhere")}, "--data nowhere holds no data.mdb: give the folder of one LMDB"),
         ({"images": 3}, "--images 3 must be at least a batch, --batch 64"),
@@ -274,8 +286,11 @@ def test_the_disk_binds_where_cold_pages_cost_a_fifth():
         ("resize/crop", {"cpu_share": 0.5}, "raise --input.prefetch"),
         ("read", {}, "give it more CPUs"),
         ("hand-over", {"cpu_share": 0.2}, "raise --input.prefetch"),
-        ("decode", {"gpus": 8, "build": "328x328", "cpu_share": 0.2}, "raise --input.hw-decoder-load, or lower it"),
-        ("decode", {"gpus": 8, "build": "328x328"}, "raise --input.hw-decoder-load, which spares the CPUs"),
+        ("decode", {"gpus": 8, "build": "328x328", "cpu_share": 0.2}, "raise --input.hw-decoder-load from 0.65, or lower it"),
+        ("decode", {"gpus": 8, "build": "328x328"}, "raise --input.hw-decoder-load from 0.65, which spares the CPUs"),
+        ("decode", {"gpus": 8, "cpu_share": 0.2, "hw_decoder_load": 1.0}, "lower --input.hw-decoder-load from 1"),
+        ("decode", {"gpus": 8, "build": "328x328", "hw_decoder_load": 1.0}, "build the LMDB with --resize 328x328"),
+        ("decode", {"gpus": 8, "cpu_share": 0.2, "hw_decoder_load": 0.0}, "load from 0, the GPU's JPEG engines decode"),
         ("resize/crop", {"gpus": 8, "build": "328x328", "cpu_share": 0.2}, "build the LMDB with --resize 328x328"),
     ],
 )

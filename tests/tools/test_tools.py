@@ -58,11 +58,13 @@ def test_bench_model_holds_each_way_against_timms_network(tmp_path, monkeypatch)
         (("--vs", "timm"), "--arch slim"),
         (("--norm", "shared"), "torchrun"),
         (("--size", "40"), "at least 75"),
+        (("--batch", "1"), "--batch 1 at --size 75 leaves one value of a channel to normalise"),
+        (("--compile",), "each need a value at least"),
         (("--json", "/none/result.json"), "/none/result.json cannot be written; choose another --json"),
     ],
 )
 def test_bench_model_refuses_what_it_cannot_measure_in_a_sentence(options, said):
-    done = run_python(TOOLS / "bench_model.py", "--device", "cpu", "--batch", "1", "--size", "75", *options)
+    done = run_python(TOOLS / "bench_model.py", "--device", "cpu", "--batch", "2", "--size", "75", *options)
     assert done.returncode == (65 if "--json" in options else 2)
     assert not done.stdout
     assert said in done.stderr
