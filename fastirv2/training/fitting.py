@@ -26,7 +26,7 @@ Make = Callable[[Process, int], tuple[Engine, Begun]]
 def largest_batch(candidates: Sequence[int], make: Make, process: Process, crop: int) -> tuple[int, str]:
     """Return the largest of `candidates` (descending) that fits on every rank, and what to say of it. Every rank calls this.
 
-    On a GPU whole steps are tried, from the largest on, without compiling, which takes no more memory; on a CPU, which would
+    On a GPU whole steps are tried, from the largest on, without compiling, which takes about as much; on a CPU, which would
     swap rather than refuse, a pass over two images is measured.
 
     Args:
