@@ -51,7 +51,7 @@ class Faults:
         near = (other for distance in range(1, count) for other in (number - distance, number + distance))
         found = next((other for other in near if 0 <= other < count and other not in self.bad), None)
         if found is None:
-            raise DataError(f"none of the {count:,} records of {self._records.path} can be decoded; build it anew")
+            raise DataError(f"of {self._records.path} all {count:,} records cannot be decoded; build it anew")
         return found
 
     def find(self, fed: Fed) -> bool:

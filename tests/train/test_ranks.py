@@ -50,24 +50,20 @@ def test_in_float64_five_steps_on_two_ranks_are_those_on_one(five_steps, name):
         torch.testing.assert_close(two["model"][key], value, rtol=1e-9, atol=1e-9, msg=key)
 
 
-def test_a_run_begun_on_two_ranks_goes_on_on_one_and_every_image_is_validated_once(light, tmp_path):
-    run = tmp_path / "run"
-    assert_done(light(run, "--train.stop-after", "4", ranks=2))
-    done = light(run)
+def test_a_run_begun_on_two_ranks_goes_on_there_to_the_bit_and_on_one_with_every_image_validated_once(light, tmp_path):
+    """With statistics of each rank's own, which the two of them go on with."""
+    run, parts, own = tmp_path / "run", tmp_path / "parts", ("--train.bn-batch", "4", "--ema.decay", "0.9")
+    assert_done(light(run, *own, "--train.stop-after", "4", ranks=2))
+    for step in ("2", "4"):
+        assert_done(light(parts, *own, "--train.stop-after", step, ranks=2))
+    assert_the_same(parts, run)
+
+    done = light(run, *own)
     assert_done(done)
     assert "going on after step 4" in done.stdout
     assert [line["step"] for line in metrics(run, "train")] == list(range(1, 10))
-    assert [line["images"] for line in metrics(run, "val")] == [23, 23, 23]
+    assert [line["images"] for line in metrics(run, "val")] == 6 * [23]
     assert sum(line["images"] for line in metrics(run, "train")) == 9 * 8
-
-
-def test_ranks_with_statistics_of_their_own_end_alike_however_often_they_were_saved(light, tmp_path):
-    local = ("--train.bn-batch", "4", "--ema.decay", "0.9")
-    assert_done(light(tmp_path / "whole", *local, ranks=2))
-    often = (*local, "--checkpoint.steps", "2")
-    assert_done(light(tmp_path / "parts", *often, "--train.stop-after", "4", ranks=2))
-    assert_done(light(tmp_path / "parts", *often, ranks=2))
-    assert_the_same(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_validation_of_103_images_is_that_of_a_plain_loop_on_1_2_3_and_4_ranks(images, tmp_path):
