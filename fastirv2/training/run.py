@@ -140,12 +140,25 @@ class Run:
         return self.train.faults.error or self.val.faults.error
 
 
-def settle_statistics(run: Run) -> None:
-    """Make the running statistics, and their averages, the same on all ranks, where ranks normalise over their own images."""
+def settle_statistics(run: Run) -> torch.Tensor | None:
+    """Make the running statistics, and their averages, the same on all ranks, where ranks normalise over their own images.
+
+    Returns:
+        this rank's own before, (1 or 2, n); None where all had the same.
+    """
     if run.plan.bn_ranks == run.process.world:
-        return
+        return None
+    own = []
     for statistics in _statistics(run):
+        own.append(statistics.clone())
         unite_running_statistics(statistics, average=run.sync_bn != "off")
+    return torch.stack(own)
+
+
+def _take_back(run: Run, own: torch.Tensor) -> None:
+    """Have the running statistics, and their averages, be what `settle_statistics` returned."""
+    for statistics, before in zip(_statistics(run), own, strict=True):
+        statistics.copy_(before)
 
 
 def _statistics(run: Run) -> Iterator[torch.Tensor]:
@@ -155,22 +168,11 @@ def _statistics(run: Run) -> Iterator[torch.Tensor]:
             yield run.engine.gate.statistics
 
 
-def _statistics_of_ranks(run: Run) -> torch.Tensor | None:
-    """Return the running statistics and their averages of each rank, (ranks, 1 or 2, n); None where all have the same."""
-    if run.plan.bn_ranks == run.process.world:
-        return None
-    own = torch.stack([statistics.clone() for statistics in _statistics(run)])
-    of_ranks = own.new_empty((run.process.world, *own.shape))
-    torch.distributed.all_gather(list(of_ranks), own)
-    return of_ranks
-
-
-def _take_own_statistics(run: Run, of_ranks: torch.Tensor | None) -> None:
-    """Put what `_statistics_of_ranks` returned of this rank back; nothing where ranks were another number."""
-    if of_ranks is None or len(of_ranks) != run.process.world:
-        return
-    for statistics, own in zip(_statistics(run), of_ranks[run.process.rank], strict=True):
-        statistics.copy_(own)
+def _of_all_ranks(run: Run, own: torch.Tensor) -> torch.Tensor:
+    """Return every rank's tensor, stacked in the order of the ranks."""
+    gathered = own.new_empty((run.process.world, *own.shape))
+    torch.distributed.all_gather(list(gathered), own)
+    return gathered
 
 
 def save(run: Run, *, last: bool = False) -> None:
@@ -190,8 +192,8 @@ def save(run: Run, *, last: bool = False) -> None:
 
 def _hand_over(run: Run) -> None:
     begun = time.perf_counter()
-    of_ranks = _statistics_of_ranks(run)  # the run goes on with them, so that no bit depends on when it was saved
-    settle_statistics(run)
+    own = settle_statistics(run)
+    of_ranks = None if own is None else _of_all_ranks(run, own)
     sums = run.engine.train_counts.take()
     if not run.engine.weights_are_finite():
         raise DivergedError(
@@ -203,7 +205,8 @@ def _hand_over(run: Run) -> None:
         run.reporter.flush()
         state = _state(run, sums, begun) | {"statistics_of_ranks": of_ranks}
         run.writer.put(state, run.step, run.best_step)
-    _take_own_statistics(run, of_ranks)
+    if own is not None:
+        _take_back(run, own)  # so that no bit depends on when the run was saved
     run.saved, run.saved_step, run.asked = time.perf_counter(), run.step, False
     run.paused += run.saved - begun
 
@@ -240,7 +243,9 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         run.engine.gate.load_state_dict(state["gate"])
     if run.engine.ema:
         run.engine.ema.load_state_dict(state["ema"])
-    _take_own_statistics(run, state.get("statistics_of_ranks"))
+    of_ranks = state.get("statistics_of_ranks")
+    if of_ranks is not None and len(of_ranks) == run.process.world:
+        _take_back(run, of_ranks[run.process.rank])
     run.step, run.pending = state["step"], state["pending"]
     if run.checkpoints.path(state["best_step"]).exists():
         run.best_error, run.best_epoch, run.best_step = state["best_error"], state["best_epoch"], state["best_step"]
