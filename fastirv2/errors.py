@@ -58,7 +58,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def out_of_memory(error: RuntimeError, option: str) -> UsageError:
     """Return what to say where a GPU's memory did not suffice, and which option to give a smaller value."""
-    said = UsageError(f"the GPU's memory does not suffice; give a smaller {option} ({error})".split("\n")[0])
+    reason = str(error).partition("\n")[0]
+    said = UsageError(f"the GPU's memory does not suffice; give a smaller {option} ({reason})")
     said.shared = False  # only the ranks that ran short know
     return said
 

@@ -159,7 +159,7 @@ def main() -> None:
     check_json(options.trace, "--trace")
     if "RANK" in os.environ:
         if not options.data:
-            raise UsageError("under torchrun --data must say what to train on: ranks do not make images each for itself")
+            raise UsageError("under torchrun --data must say what to train on: images are made for ranks that it starts itself")
         return rank(options, rest)
     numbers = options.numbers()
     with tempfile.TemporaryDirectory(prefix="bench_train-") as name:
