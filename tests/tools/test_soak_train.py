@@ -21,7 +21,7 @@ def test_killed_three_times_a_run_of_60_steps_on_two_ranks_ends_as_an_undisturbe
     lines = [f"{file_list.parent}/{line}\n" for line in file_list.read_text().splitlines()]
     for name, times in (("train", 5), ("val", 1)):  # two epochs
         (tmp_path / name).write_text("".join(lines * times))
-    monkeypatch.setenv("PASS_SECONDS", "0.05")
+    monkeypatch.setenv("PASS_SECONDS", "0.1")
     case = soak_train.Case(tmp_path, steps=60, ranks=2, module="tests.train.small_network")
     soaked = soak_train.soak(tmp_path, case, kills=3, seed=random.randrange(2**32))
     assert (soaked["steps"], soaked["ranks"], soaked["same"]) == (60, 2, True)
