@@ -177,12 +177,15 @@ class Watchdog:
 def _launcher() -> int:
     """Return the process that torchrun is, or -1 when it has died already.
 
-    A process whose parent has died is adopted by another one: init or a supervisor, none of them Python, as torchrun is.
+    A process whose parent has died is adopted by another one: init or a supervisor, none of them Python, as torchrun is. Where
+    the first process of all is one that we may not look at, it has other rights than torchrun, whose own ours are.
     """
     parent = os.getppid()
     try:
         program = Path(os.readlink(f"/proc/{parent}/exe")).name
-    except OSError:  # somebody else's process; whether it is torchrun cannot be known
+    except OSError as error:  # somebody else's process; but for the first, whether it is torchrun cannot be known
+        if parent == 1 and isinstance(error, PermissionError):
+            return -1
         return parent
     return parent if program.startswith(("python", "pypy")) or not Path(sys.executable).name.startswith("python") else -1
 

@@ -1,11 +1,13 @@
 """A rank that hangs ends the job with a sentence, and ranks do not outlive their launcher."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +93,24 @@ def test_a_rank_whose_launcher_died_before_it_could_look_ends_at_once():
     done = orphan(capture_output=True)
     assert done.returncode == 75, done.stderr
     assert done.stderr == "watched: its launcher has died at its start: nothing is lost, the same command goes on\n"
+
+
+def test_a_rank_that_the_first_process_has_adopted_ends_at_once(tmp_path):
+    with contextlib.suppress(OSError):
+        if Path(os.readlink("/proc/1/exe")).name.startswith("python"):
+            pytest.skip("the first process here is Python, as torchrun is")
+    said = tmp_path / "said"
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9", "TORCHELASTIC_RUN_ID": "gone"}
+    shell = f"{sys.executable} {' '.join(SCRIPT)} 1 9999 >/dev/null 2>{said} & echo $!"
+    pid = int(subprocess.run(["bash", "-c", shell], env=os.environ | ranks, stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        end = time.monotonic() + 60
+        while not gone(pid) and time.monotonic() < end:
+            time.sleep(0.1)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert said.read_text() == "watched: its launcher has died at its start: nothing is lost, the same command goes on\n"
 
 
 def test_it_ends_even_if_whoever_read_what_it_says_has_died_too():
