@@ -69,7 +69,7 @@ class Options:
     out: Annotated[str, tyro.conf.arg(metavar="RUN")] = ""
     """Folder of the run; the same command on the same folder goes on where it stopped."""
     fresh: bool = False
-    """Move an existing RUN aside to RUN.1, RUN.2, … and begin anew; nothing is deleted."""
+    """Move an existing RUN aside to RUN.1, RUN.2, … and begin anew; nothing is deleted. Restarts by torchrun or Slurm go on."""
     recipes: bool = False
     """List the recipes and end."""
     print_config: bool = False

@@ -90,10 +90,13 @@ def cache_folder() -> Path:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring a folder's names to the disk."""
+    """Bring a folder's names to the disk, where its file system can be asked to."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)
 

@@ -32,7 +32,7 @@ from fastirv2.training.distributed import (
     together,
 )
 from fastirv2.training.ema import describe_averaging
-from fastirv2.training.folder import check_run, enter, take_up
+from fastirv2.training.folder import check_run, enter, restarted, take_up
 from fastirv2.training.optim import set_rate
 from fastirv2.training.plan import Plan
 from fastirv2.training.rehearsal import rehearse
@@ -200,6 +200,8 @@ def command() -> int:
 
 def execute(options: Options, process: Process, console: Console, watchdog: Watchdog) -> None:
     """Do the run, or say what it would be."""
+    if options.fresh and restarted():
+        options = replace(options, fresh=False)  # it was heeded when the command first ran
     beginning = read_beginning(options)
     options = fit_batch(options, process, console)
     prepared = together(lambda: prepare(options, process))

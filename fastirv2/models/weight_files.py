@@ -52,13 +52,22 @@ def find_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.is_dir():
         found = [path / "checkpoints" / name for name in ("best.pt", "latest.pt")]
-        file = next((file for file in found if file.exists()), None)
+        file = next((file for file in found if file.exists()), None) or _without_links(path / "checkpoints")
         if file is None:
             raise DataError(f"{path} is a folder without checkpoints/best.pt: give a run folder, or a file of weights")
         return file
     if not path.exists():
         raise DataError(f"{path} does not exist: there are no weights to read")
     return path
+
+
+def _without_links(folder: Path) -> Path | None:
+    """Return a run's best checkpoint, or its latest, where its file system knows no links: by what the latest says."""
+    latest = max(folder.glob("step-????????.pt"), default=None)
+    if latest is None:
+        return None
+    best = folder / f"step-{_unpickled(latest).get('best_step', 0):08d}.pt"
+    return best if best.exists() else latest
 
 
 def read_contents(path: str | os.PathLike[str], weights: Which = "auto") -> Contents:

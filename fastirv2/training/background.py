@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastirv2.errors import DataError
-from fastirv2.training.checkpoint import Checkpoints
+from fastirv2.training.checkpoint import Checkpoints, RefusedError
 
 RETRY_SECONDS = 60.0
 Place = tuple[object, ...]  # the keys and indices that lead to a tensor
@@ -119,16 +118,16 @@ class BackgroundWriter:
         """Return once all is on the disk.
 
         Raises:
-            DataError: the disk refuses it.
+            RefusedError: the disk refuses it.
         """
         self._ending = True
         self._settle()
         try:
             while self._jobs:
                 self._write(self._jobs[0])
-        except DataError as error:
-            what_next = "make room and give the same command again, it goes on from the checkpoint before"
-            raise DataError(f"{error}; {what_next}") from error
+        except RefusedError as error:
+            what_next = f"{error.remedy} and give the same command again, it goes on from the checkpoint before"
+            raise RefusedError(f"{error}; {what_next}", error.remedy) from error
 
     def close(self) -> None:
         """Wait for what is being written; what the disk refuses is given up."""
@@ -151,7 +150,7 @@ class BackgroundWriter:
             while self._jobs:
                 try:
                     self._write(self._jobs[0])
-                except DataError as error:
+                except RefusedError as error:
                     if not self._ending:  # then `finish` tries again, and says how that went
                         self._tell(error)
                     if self._no_more_tries.wait(RETRY_SECONDS):
@@ -168,13 +167,13 @@ class BackgroundWriter:
             self._say(f"checkpoint {self._checkpoints.path(job.step)} is written: there is room again")
             self._refused = False
 
-    def _tell(self, error: DataError) -> None:
+    def _tell(self, error: RefusedError) -> None:
         """Say that the disk refuses, once until it no longer does."""
         if not self._refused:
             there = self._checkpoints.steps()
             since = f"after step {there[-1]}" if there else "so far"
             self._warn(
-                f"{error}; training goes on, and it is tried again each minute: make room, a kill would lose all "
+                f"{error}; training goes on, and it is tried again each minute: {error.remedy}, a kill would lose all "
                 f"that was done {since}"
             )
         self._refused = True

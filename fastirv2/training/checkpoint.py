@@ -20,6 +20,8 @@ from fastirv2.models.weight_files import damaged_member
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.pt")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # what file systems say that know none
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,19 @@ class DamagedError(DataError):
     """A checkpoint that is cut short or is none."""
 
 
+class RefusedError(DataError):
+    """A checkpoint that the disk does not take; `remedy` is what a user can do."""
+
+    def __init__(self, sentence: str, remedy: str) -> None:
+        super().__init__(sentence)
+        self.remedy = remedy
+
+
 class Checkpoints:
-    """The folder RUN/checkpoints: `step-00001234.pt`, and the relative links `latest.pt` and `best.pt`."""
+    """The folder RUN/checkpoints: `step-00001234.pt`, and the relative links `latest.pt` and `best.pt`.
+
+    Where the file system knows no links there are none: the numbers say which is the latest, and that says which is the best.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +74,7 @@ class Checkpoints:
         """Write the state of `step` aside, flush it to disk, rename it; then point `latest.pt` and `best.pt` where they belong.
 
         Raises:
-            DataError: the disk is full or the folder cannot be written; the checkpoints before it are untouched.
+            RefusedError: the disk is full or the folder cannot be written; the checkpoints before it are untouched.
         """
         state = {"format": FORMAT, **state}
         try:
@@ -73,7 +86,8 @@ class Checkpoints:
             if refused is None:
                 raise
             sentence = f"checkpoint {self.path(step)} cannot be written: {_reason(refused)}"
-            raise DataError(f"{sentence} (it takes {_megabytes(_size(state))}{_free(self.folder)})") from error
+            remedy = "make room" if refused.errno in _FULL else "mend that"
+            raise RefusedError(f"{sentence} (it takes {_megabytes(_size(state))}{_free(self.folder)})", remedy) from error
 
     def link(self, latest_step: int, best_step: int) -> None:
         """Point `latest.pt` and `best.pt` to the checkpoints of these steps; a link whose file is not there goes."""
@@ -83,7 +97,12 @@ class Checkpoints:
                 continue
             aside = self.folder / f".{name}.new"
             aside.unlink(missing_ok=True)
-            aside.symlink_to(path.name)
+            try:
+                aside.symlink_to(path.name)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                break
             aside.rename(self.folder / name)
         sync_folder(self.folder)
 

@@ -48,6 +48,11 @@ def enter(folder: Path, table: dict[str, Any], defaults: dict[str, Any], *, fres
     return lock
 
 
+def restarted() -> bool:
+    """Return whether torchrun or Slurm has started this command before, and starts it again as it was first given."""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 def _hold(folder: Path) -> int:
     """Lock RUN; where the file system knows no locks, go on without."""
     try:

@@ -21,7 +21,7 @@ RANKS = [sys.executable, str(LAUNCH / "run_ranks.py"), "--standalone", "--nproc-
 
 @pytest.fixture
 def job():
-    line = [*RANKS, "-m", "tests.training.watched_rank", "1", "9999"]
+    line = ["nohup", *RANKS, "-m", "tests.training.watched_rank", "1", "9999"]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TOOLS.parent)
     yield process
     process.kill()
@@ -49,8 +49,9 @@ def test_a_rank_that_is_killed_is_started_again_and_one_that_a_signal_stopped_is
     assert re.search(r"run_ranks: rank \d ended with exit code 75\n", complaints)
 
 
-def test_sigterm_is_passed_on_as_well_and_its_exit_code_is_that_of_the_ranks(job):
+def test_sigterm_is_passed_on_as_well_its_exit_code_is_that_of_the_ranks_and_nohup_holds(job):
     running(job)
+    job.send_signal(signal.SIGHUP)
     job.terminate()
     said, complaints = job.communicate(timeout=120)
     assert job.returncode == 75, complaints

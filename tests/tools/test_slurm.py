@@ -139,6 +139,7 @@ def test_a_part_that_fails_fails_and_says_why(tmp_path, images):
         (0, (2, images, tmp_path / "out"), 2, "there is no part 0 of 2"),
         (1, (images, tmp_path / "out"), 2, "give the number of parts, SOURCE and OUT"),
         (1, ("all", images, tmp_path / "out"), 2, "the number of parts is 'all'"),
+        (1, (2, images, tmp_path / "out", "--overwrite"), 2, f"remove {tmp_path}/out-1, without --overwrite"),
     ):
         got, said = ended(part(tmp_path, number, *arguments))
         assert (got, reason in said) == (code, True), said
@@ -191,6 +192,15 @@ def test_a_signal_before_there_is_anything_to_save_brings_the_job_into_the_queue
     code, said = ended(process)
     assert code == 138, said
     assert requeued(tmp_path) == [str(os.getpid())]
+
+
+@pytest.mark.parametrize(("times", "comes_back"), [(0, True), (4, True), (5, False)])
+def test_a_run_that_crashed_comes_back_so_many_times(tmp_path, times, comes_back):
+    broken = stand_in(tmp_path / "broken", "no-python", "#!/bin/sh\nkill -SEGV $$\n")
+    options = {"STAGE_TO": "none", "PYTHON": shutil.which("no-python", path=broken["PATH"]), "SLURM_RESTART_COUNT": times}
+    code, said = ended(job(tmp_path, tmp_path, nodes=1, **options))
+    assert code == 139, said
+    assert (requeued(tmp_path) == [str(os.getpid())]) is comes_back is ("goes into the queue again" in said)
 
 
 def test_a_job_from_another_folder_is_refused(tmp_path, lmdb_folder):

@@ -229,12 +229,16 @@ def test_what_changes_no_result_may_change(undisturbed, light, tmp_path):
     assert_done(light(run, "--log.every", "5", "--input.threads", "2", "--checkpoint.keep", "1", train=moved))
 
 
-def test_fresh_moves_the_old_run_aside_and_deletes_nothing(undisturbed, light, tmp_path):
+def test_fresh_moves_the_old_run_aside_once_a_job_and_deletes_nothing(undisturbed, light, tmp_path, monkeypatch):
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
     (tmp_path / "run.1").mkdir()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     assert_done(light(run, "--fresh", "--train.stop-after", "1"))
     assert learned(tmp_path / "run.2") == learned(undisturbed[0])
     assert latest(run)["step"] == 1
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "going on after step 1" in light(run, "--fresh", "--train.stop-after", "2").stdout
+    assert not (tmp_path / "run.3").exists()
 
 
 def test_under_nohup_a_lost_terminal_does_not_stop_it(light, tmp_path):

@@ -1,13 +1,16 @@
 """Checkpoints survive kills and full disks, and run no code when they are read; test_background.py has the kills."""
 
+import errno
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastirv2.errors import DataError
-from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints, read
+from fastirv2.models.weight_files import find_file
+from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints, RefusedError, read
 from tests.processes import full_disk
 
 
@@ -50,6 +53,27 @@ def test_a_kill_between_the_file_and_its_links_is_made_good(checkpoints):
     assert os.readlink(checkpoints.folder / "best.pt") == "step-00000002.pt"
     checkpoints.link(2, 7)
     assert not (checkpoints.folder / "best.pt").is_symlink()
+
+
+def test_a_file_system_without_links_has_the_checkpoints_alone(checkpoints, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    for step in (1, 2):
+        checkpoints.save({"step": step, "best_step": 1}, step, best_step=1)
+    assert names(checkpoints) == ["step-00000001.pt", "step-00000002.pt"]
+    assert checkpoints.load_latest(pytest.fail)["step"] == 2
+    assert find_file(checkpoints.folder.parent) == checkpoints.path(1)
+    checkpoints.path(1).unlink()
+    assert find_file(checkpoints.folder.parent) == checkpoints.path(2)
+
+
+def test_what_to_do_is_said_by_what_the_disk_says(checkpoints):
+    checkpoints.folder.write_text("no folder")
+    with pytest.raises(RefusedError, match="File exists") as refused:
+        checkpoints.save({"step": 1}, 1, best_step=1)
+    assert refused.value.remedy == "mend that"
 
 
 def test_nothing_there_is_no_checkpoint(checkpoints):

@@ -3,7 +3,8 @@
 torchrun itself dies of SIGUSR1, kills ranks that take longer than 30 seconds to save, and makes 1 of every exit code, so that
 nobody could tell a run that was stopped (75) from one that failed. (torch 2.13 has --signals-to-handle and --shutdown-timeout
 for the first two, 2.9 has neither.) Here ranks have as long as the batch system gives them, and once a signal has come,
---max-restarts does not start them again. The options are torchrun's. Works with torch 2.8 and later.
+--max-restarts does not start them again. What is ignored at the start stays so: SIGHUP under nohup. The options are torchrun's.
+Works with torch 2.8 and later.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.distributed.launcher import api as launcher
 from torch.distributed.run import main
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+IGNORED = {number for number in FORWARDED if signal.getsignal(number) == signal.SIG_IGN}
 
 
 class Agent(LocalElasticAgent):
@@ -43,7 +45,9 @@ def children() -> list[int]:
 
 
 def forward(number: int, frame: FrameType | None) -> None:
-    """Send a signal to every rank; end, as torchrun does, when there is none yet."""
+    """Send a signal to every rank; end, as torchrun does, when there is none yet. One that nobody wants is passed over."""
+    if number in IGNORED:
+        return
     Agent.stopping = True
     ranks = children()
     if not ranks:
