@@ -80,7 +80,7 @@ def photograph_folder() -> Path:
     """Return the folder of images inside the installed scikit-image; its own loader might download what is there already."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise DataError("the demo's photographs come with scikit-image, which is not installed: pip install 'fastirv2[demo]'")
+        raise DataError("the demo's photographs come with scikit-image, which is not installed: pip install scikit-image")
     folder = Path(spec.origin).parent / "data"
     missing = [name for name in PHOTOGRAPHS if not (folder / name).is_file()]
     if missing:

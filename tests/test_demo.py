@@ -170,5 +170,5 @@ def test_make_demo_ends_with_what_is_in_two_validation_pictures():
 
 def test_without_scikit_image_the_error_names_the_extra_that_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(DataError, match=r"pip install 'fastirv2\[demo\]'"):
+    with pytest.raises(DataError, match="pip install scikit-image"):
         demo.photograph_folder()

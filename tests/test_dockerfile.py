@@ -1,6 +1,7 @@
 """The Dockerfile asks for what setup.py requires, and leaves to NVIDIA's container what that brings."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,13 +30,14 @@ def required_on(python_version):
     )
     listed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     requirements = map(Requirement, listed.splitlines())
-    return {each.name for each in requirements if not each.marker or each.marker.evaluate({"python_version": python_version})}
+    here = [each for each in requirements if not each.marker or each.marker.evaluate({"python_version": python_version})]
+    return {f"{each.name}{each.specifier}" for each in here if each.name not in OF_THE_CONTAINER}
 
 
 def test_the_requirement_layer_lists_what_setup_py_requires_and_the_container_lacks():
     (layer,) = [command for command in arguments("RUN") if "--constraint /etc/pip/constraint.txt" in command]
-    listed = {word for word in layer.split("constraint.txt ")[1].split() if not word.startswith("-")}
-    assert listed == required_on("3.12") - OF_THE_CONTAINER
+    listed = {str(Requirement(word)) for word in shlex.split(layer.split("constraint.txt ")[1]) if not word.startswith("-")}
+    assert listed == required_on("3.12")
 
 
 def test_the_package_itself_goes_in_without_dependencies_after_the_requirement_layer():

@@ -13,8 +13,8 @@ from fastirv2.predict import Options as PredictOptions
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 OF_OTHERS = {
-    "--nproc-per-node", "--tag", "--rm", "--gpus", "--ipc", "--ulimit", "--volume", "--constraint", "--json", "--size",
-    "--batch", "--build", "--memory", "--what", "--kills", "--images", "--rounds", "--seconds",
+    "--nproc-per-node", "--tag", "--rm", "--gpus", "--ipc", "--ulimit", "--user", "--volume", "--constraint", "--json",
+    "--size", "--batch", "--build", "--memory", "--what", "--kills", "--images", "--rounds", "--seconds",
     "--data", "--need", "--trace", "--reference", "--caffe-epoch-iterations",
     "--amp", "--ranks", "--minutes", "--nvtx", "--capture-range", "--write", "--compile", "--merge", "--norm", "--vs",
     "--max-restarts", "--shutdown-timeout", "--signals-to-handle",

@@ -58,7 +58,7 @@ def as_onnx(trained: Trained) -> OnnxFile:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError as error:
-        raise UsageError(f"{error.name} is not installed: pip install 'fastirv2[export]'") from error
+        raise UsageError(f"{error.name} is not installed: pip install onnx onnxscript onnxruntime") from error
     onnxruntime.set_default_logger_severity(3)
     model = _converted(trained)
     for name, text in metadata(trained).items():

@@ -34,7 +34,7 @@ def read_keras(file: Path) -> dict[str, torch.Tensor]:
     try:
         import h5py
     except ImportError as error:
-        raise DataError(f"{file} is Keras', which takes h5py to read: pip install 'fastirv2[export]'") from error
+        raise DataError(f"{file} is Keras', which takes h5py to read: pip install h5py") from error
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive, h5py.File(io.BytesIO(archive.read(WEIGHTS_IN_ARCHIVE)), "r") as opened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import importlib.util
 import os
 import shutil
@@ -50,6 +51,7 @@ def _missing(device: torch.device) -> str | None:
             return "a C compiler (gcc, or what CC names), and there is none here"
         headers = Path(sysconfig.get_paths()["include"], "Python.h")
         return None if headers.is_file() else f"Python's headers (python3-dev), and there is no {headers}"
+    _have_a_name()
     from torch._inductor import cpp_builder, exc  # takes a second, which only those pay who compile
 
     try:
@@ -126,6 +128,7 @@ def _configure(cpus: int, *, gpu: bool) -> None:
     """Set torch's switches: the limit, which must not be met quietly, how many compile at once, and what is kept for a GPU."""
     threads = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") or str(max(1, min(cpus, _WORKERS)))
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = threads  # read when inductor is imported, here or in its workers
+    _have_a_name()
     import torch._dynamo
     import torch._inductor.config
 
@@ -140,6 +143,14 @@ def _configure(cpus: int, *, gpu: bool) -> None:
         for name, reads in (("realize_reads_threshold", 8), ("realize_acc_reads_threshold", 16)):
             setattr(torch._inductor.config, name, max(getattr(torch._inductor.config, name) or 0, reads))
     config.optimize_ddp = False  # would cut each block's graph to the buckets of gradients; blocks are small enough
+
+
+def _have_a_name() -> None:
+    """Give a user who has none a name, as of `docker run --user 1234`: torch's compiler fails for want of it before 2.13."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
 
 
 @contextlib.contextmanager

@@ -8,16 +8,19 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from fastirv2.errors import DataError, UsageError, UserError
+from fastirv2.errors import DataError, UsageError, UserError, say
 from fastirv2.host import cpu_share
 from fastirv2.training.watchdog import Watchdog
 
 T = TypeVar("T")
+
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ def join(device: str, seconds: float = 1800.0) -> Process:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--train.device cuda: torch sees no NVIDIA GPU here; use --train.device cpu, or auto")
     gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
+    if device == "auto" and not gpus and rank == 0 and _has_driver():
+        say(
+            f"warning: NVIDIA's driver is here, but torch {torch.__version__} finds no GPU, so the CPU is used; is the driver "
+            f"too old for CUDA {torch.version.cuda}, or was the container given no GPU? (device cpu says that it is meant)"
+        )
     if gpus and local_world > gpus:
         raise UsageError(f"{local_world} ranks on a host with {gpus} GPUs; use --nproc-per-node {gpus}, or --train.device cpu")
     if gpus:
@@ -67,6 +75,11 @@ def join(device: str, seconds: float = 1800.0) -> Process:
     if not gpus and len(masks) > 1:  # torchrun would give each rank one thread, or each of two launchers' all
         torch.set_num_threads(cpus)
     return Process(rank, world, local_rank, local_world, here, cpus, seconds)
+
+
+def _has_driver() -> bool:
+    """Return whether NVIDIA's driver is loaded, and nobody has hidden its GPUs."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1") and DRIVER.exists()
 
 
 def _masks_of_host() -> list[frozenset[int]]:

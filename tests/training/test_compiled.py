@@ -1,5 +1,6 @@
 """What is compiled, how often, and that nothing falls back; graphs are traced only, since making kernels takes minutes."""
 
+import os
 import re
 
 import pytest
@@ -129,6 +130,16 @@ def test_a_gpu_without_pythons_headers_trains_without_compiling(monkeypatch, tmp
     assert choose_compile("auto", device) == "off"
     with pytest.raises(UsageError, match=r"needs Python's headers \(python3-dev\), and there is no .*Python\.h; install it"):
         choose_compile("regional", device)
+
+
+def test_a_user_without_a_name_compiles_too(monkeypatch):
+    def unknown():
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(compiled.getpass, "getuser", unknown)
+    monkeypatch.setenv("USER", "")
+    Compiler(Twice(), "regional", cpus=1)
+    assert os.environ["USER"] == str(os.getuid())
 
 
 def test_ranks_share_the_cpus_for_compiling(monkeypatch):
