@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn, tensors, types
 from nvidia.dali.data_node import DataNode
 
 from .colours import COLOURS
@@ -36,8 +36,8 @@ def image_pipeline(
     Args:
         source: called once a batch, ahead of time; returns [images as `form` says (a list of uint8 arrays), window starts
             float32 (batch, 2) as (y, x) in 0 … 1, window ends likewise, sizes of the output in pixels, float32 (batch, 2),
-            labels int64 (batch,), and what `colours` takes]. The arrays are not copied: they stay as they are until the
-            batch has come out.
+            labels int64 (batch,), and what `colours` takes], or the `handles` of these. The arrays are not copied: they
+            stay as they are until the batch has come out.
         batch: samples a batch.
         device_id: the GPU that decodes and resizes, or None for the CPU.
         threads: host threads of the pipeline.
@@ -104,6 +104,16 @@ def _cut(
 def _on_device(node: DataNode, device_id: int | None) -> DataNode:
     """Bring data to where the images are."""
     return node if device_id is None else node.gpu()
+
+
+def handles(arrays: list[Any]) -> list[Any]:
+    """Return what a graph's source gives, a list of arrays first, as DALI's own handles of the same memory.
+
+    DALI makes such handles of arrays anyway, and lets go of them where its threads are done with them: of each image's in turn,
+    which waits for Python's lock while a step is being queued. Whoever keeps these has the last one go where Python runs.
+    """
+    images, *others = arrays
+    return [[tensors.TensorCPU(image, "") for image in images], *(tensors.TensorListCPU(other, "") for other in others)]
 
 
 def decoding_error(data: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fastirv2.data.dataset import Records
 from fastirv2.data.samples import Order
+from fastirv2.pipelines.images import handles
 
 
 def caffe_reader(
@@ -38,9 +40,12 @@ def caffe_reader(
 def readers_alone(records: Records, order: Order, data: Path, *, batch: int, threads: int) -> dict[str, Callable[[], Any]]:
     """Return what brings encoded images and labels into a graph and does nothing with them: our feeding, and DALI's reader."""
 
+    kept: deque[list[Any]] = deque(maxlen=4)
+
     def fed() -> list[Any]:
         numbers = order().numbers
-        return [records.feed(numbers), records.labels[numbers]]
+        kept.append(handles([records.feed(numbers), records.labels[numbers]]))
+        return kept[-1]
 
     ours, theirs = _pipeline(batch, threads, gpu=False), _pipeline(batch, threads, gpu=False)
     with ours:

@@ -14,8 +14,10 @@ import torch
 from fastirv2.data.dataset import Records
 from fastirv2.data.faults import Faults, OnBad
 from fastirv2.data.samples import Fed, InputConfig, Order
-from fastirv2.errors import DataError
-from fastirv2.pipelines.images import image_pipeline
+from fastirv2.errors import DataError, is_out_of_memory
+from fastirv2.pipelines.images import handles, image_pipeline
+
+_ON_A_GPU = 32  # threads at most: each takes 16 MiB of the GPU's memory, and as much of the host's
 
 
 class Batch(NamedTuple):
@@ -49,7 +51,7 @@ class Loader:
         cpus: int,
         on_bad: OnBad = "stop",
     ) -> None:
-        self.threads = config.threads or cpus
+        self.threads = config.threads or (min(cpus, _ON_A_GPU) if device.type == "cuda" else cpus)
         self.faults = Faults(records, on_bad)
         self._records, self._order, self._device = records, order, device
         self._planned: deque[Fed] = deque()
@@ -84,9 +86,9 @@ class Loader:
         """Give the graph its next batch; it does not copy the arrays, so they are kept until the batch has come out."""
         fed = self.faults.repaired(self._again.popleft() if self._again else self._plan())
         windows = _in_pixels(fed, self._resize) if self._whole else _as_shares(fed)
-        arrays = [self._records.feed(fed.numbers), *windows, self._records.labels[fed.numbers], *fed.colours]
-        self._fed.append((fed, arrays))
-        return arrays
+        given = handles([self._records.feed(fed.numbers), *windows, self._records.labels[fed.numbers], *fed.colours])
+        self._fed.append((fed, given))
+        return given
 
     def _plan(self) -> Fed:
         """Return the next batch, after having the storage told of those that follow."""
@@ -136,6 +138,8 @@ class Loader:
 
         DALI often does not name them, and a graph that has failed once is of no more use.
         """
+        if is_out_of_memory(error):
+            raise error
         if lost := self._records.lost():
             raise DataError(lost) from error
         if self._records.form == "planes" or not any(self.faults.find(fed) for fed, _ in self._fed):
