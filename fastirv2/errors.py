@@ -11,7 +11,10 @@ import sys
 from collections.abc import Callable, Iterable
 
 _CHOICES = 60  # that a sentence lists
-_SHORT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "unable to find an engine to execute this computation")
+_SHORT_OF_MEMORY = (
+    "out of memory", "ALLOC_FAILED", "unable to find an engine to execute this computation",  # torch, cuBLAS, cuDNN
+    "CUDA allocation failed", "bytes on device",  # DALI
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -52,7 +55,7 @@ class StoppedError(UserError):
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether a GPU's memory did not suffice: cuBLAS, and cuDNN, which then finds no algorithm, have words of their own."""
+    """Say whether a GPU's memory did not suffice: cuBLAS, DALI and cuDNN, which finds no algorithm, have their own words."""
     return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _SHORT_OF_MEMORY)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import product, repeat
 from pathlib import Path
 from time import perf_counter
@@ -20,9 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 from fastirv2.errors import DataError, UsageError
 from fastirv2.models import create
 from fastirv2.models.norm import Statistics, share_statistics
-from fastirv2.report.machine import seconds_of, wait_for
+from fastirv2.report.machine import forget_peak, seconds_of, wait_for
 from fastirv2.training.compiled import choose_compile
-from fastirv2.training.distributed import Process
+from fastirv2.training.distributed import Process, neighbours
 from fastirv2.training.engine import Batch, Engine, unit
 from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
 from fastirv2.training.plan import Amp
@@ -64,7 +65,7 @@ def all_ways(
     return ways + ([Way("timm", compile, "off", "local") for compile in compiles] if vs == "timm" else [])
 
 
-def network(way: Way, device: torch.device) -> nn.Module:
+def network(way: Way, process: Process) -> nn.Module:
     """Make the network that a way runs.
 
     Raises:
@@ -78,11 +79,17 @@ def network(way: Way, device: torch.device) -> nn.Module:
     if not dist.is_initialized():
         raise UsageError(f"--norm {way.norm} is over ranks: start with torchrun --nproc-per-node N")
     if way.norm == "torch":
-        if device.type != "cuda":
+        if process.device.type != "cuda":
             raise UsageError("--norm torch needs GPUs: torch's SyncBatchNorm takes no images on a CPU")
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    share_statistics(model, Statistics(dist.group.WORLD))
+    share_statistics(model, Statistics(_all_ranks(process)))
     return model
+
+
+@cache
+def _all_ranks(process: Process) -> dist.ProcessGroup | None:
+    """Return a group of all ranks, as a run has it besides the one that gradients are averaged in."""
+    return neighbours(process, process.world)
 
 
 def graphs() -> dict[str, int]:
@@ -96,9 +103,9 @@ class Runner:
 
     def __init__(self, way: Way, process: Process, amp: Amp, batch: int, size: int) -> None:
         self.way, self.device, self.batch = way, process.device, batch
-        before = self._reset_memory()
+        before = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
         compile = choose_compile(way.compile, process.device)
-        self.engine = Engine(network(way, process.device), process, amp=amp, accumulation=1, normalise=unit, compile=compile)
+        self.engine = Engine(network(way, process), process, amp=amp, accumulation=1, normalise=unit, compile=compile)
         self.optimizer = create_optimizer(self.engine.model, OptimizerConfig())
         set_rate(self.optimizer, 1e-3)
         images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=self.device)
@@ -107,17 +114,12 @@ class Runner:
         before_it = graphs() if compile != "off" else {}
         begun = perf_counter()
         self.first_seconds = seconds_of(self._step, self.device)
+        forget_peak(self.device)
         self.graphs = {name: graphs()[name] - count for name, count in before_it.items()}
         self._take(WARM_UP - 1)
         wait_for(self.device)
         self.warm_up_seconds = perf_counter() - begun
         self.peak_memory = torch.cuda.max_memory_allocated(self.device) - before if self.device.type == "cuda" else None
-
-    def _reset_memory(self) -> int:
-        if self.device.type != "cuda":
-            return 0
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return torch.cuda.memory_allocated(self.device)
 
     def _step(self) -> None:
         with torch.cuda.nvtx.range(str(self.way)) if self.device.type == "cuda" else nullcontext():  # for Nsight

@@ -28,7 +28,7 @@ from fastirv2.assembly import at_largest_crop, build, check_device, fit_batch, p
 from fastirv2.config import Config, parse
 from fastirv2.errors import StoppedError
 from fastirv2.report.console import Console
-from fastirv2.report.machine import peak_memory, seconds_of, spread, wait_for
+from fastirv2.report.machine import forget_peak, peak_memory, seconds_of, spread, wait_for
 from fastirv2.training import signals
 from fastirv2.training.compiled import explained
 from fastirv2.training.distributed import from_all, join, leaving, same_on_all, together
@@ -82,6 +82,7 @@ class Loop:
         self.run.step += 1
         set_rate(self.run.optimizer, RATE)
         self.run.engine.step(batches, self.run.optimizer, number=self.run.step, draw=self.run.step)
+        self.run.engine.gate.bad_in_a_row()  # which keeps the host from running ahead
         agreed = self.run.agree()
         if agreed.signal:
             raise StoppedError(f"stopped by {signals.name(agreed.signal)}: nothing was written")
@@ -127,6 +128,7 @@ def measure(run: Run, config: Config, *, rounds: int, seconds: float) -> dict[st
     """Measure the three in `rounds` turns of about `seconds` each, on every rank alike; return what rank 0 is to write down."""
     loop = Loop(run, config.input.prefetch)
     first = seconds_of(loop.both, loop.device)
+    forget_peak(loop.device)
     for _ in range(WARM_UP):
         loop.both()
     each = seconds_of(loop.synthetic, loop.device)

@@ -44,8 +44,14 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
+def forget_peak(device: torch.device) -> None:
+    """Count a GPU's peaks from here on: in a first step cuDNN tries its algorithms with all the memory that is free."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory used so far in bytes: of a GPU by torch, or of a host by this process."""
+    """Return the most memory used in bytes: of a GPU by torch since `forget_peak`, or of a host by this process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from fastirv2.errors import DataError, DivergedError
-from fastirv2.report.machine import peak_memory
+from fastirv2.report.machine import forget_peak, peak_memory
 from fastirv2.report.metrics import rates
 from fastirv2.training.distributed import Agreed, from_all, sum_over_ranks, together
 from fastirv2.training.run import Run, save, settle_statistics
@@ -38,6 +38,7 @@ def log_interval(run: Run, rate: float) -> None:
         "data_wait_share": min(float(slowest.values), 1.0), "data_wait_rank": int(slowest.indices),
         "memory_bytes": peak_memory(run.engine.device), "time": time.time(),
     }  # fmt: skip
+    forget_peak(run.engine.device)
     run.interval, run.paused = time.perf_counter(), 0.0
     run.reporter.train(line)
     if (line["zero_share"] or 0.0) > _DYING and not run.dying:

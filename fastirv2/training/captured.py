@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import torch
 from fastirv2.errors import UsageError
 from fastirv2.training.plan import Plan
 
+_DALI_SECONDS = 0.1
 _WARM_UP = 3  # steps on a side stream before the capture, in which libraries choose algorithms and allocate for good
 
 Work = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]  # images, labels, keys, the step's number
@@ -46,7 +48,12 @@ class CudaGraph:
         torch.cuda.current_stream().wait_stream(self._side)
 
     def capture(self, work: Callable[[], None]) -> None:
-        """Record the work; the host waits for the device before, this once."""
+        """Record the work; the host waits for the device before, this once.
+
+        And for DALI's thread that frees batches, which synchronises the device, as nobody may while a capture is under way.
+        """
+        torch.cuda.synchronize()
+        time.sleep(_DALI_SECONDS)
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             work()
 

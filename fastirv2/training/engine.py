@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -49,6 +50,8 @@ def choose_precision(amp: Amp, device: torch.device, *, deterministic: bool = Fa
         raise UsageError(f"--train.amp {amp} needs an NVIDIA GPU; on a CPU use fp32 or bf16")
     if amp in ("tf32", "bf16") and device.type == "cuda" and not _has_bf16(device):
         raise UsageError(f"--train.amp {amp} needs a GPU since Ampere; here use fp16 or fp32")
+    for advice in ("TensorFloat32 tensor cores", "Please use the new API settings to control TF32"):  # a rank each
+        warnings.filterwarnings("ignore", message=advice)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp == "tf32"
     torch.backends.cudnn.benchmark = not deterministic  # shapes change with --input.sizes alone, so the search pays
     torch.use_deterministic_algorithms(deterministic)

@@ -39,7 +39,7 @@ class Gate:
         self._bad = torch.zeros((), dtype=torch.int64, device=device)  # steps in a row
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._own = torch.zeros((), dtype=torch.int64, device=device)
-        self._late: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
+        self._late: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque(maxlen=_LATE + 1)
 
     def open(self) -> None:
         """Note what a step may change before its gradient is known."""
@@ -95,7 +95,7 @@ class Gate:
         if self._bad.is_cuda:
             there = torch.empty((), dtype=torch.int64, pin_memory=True)
             there.copy_(self._bad, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event(blocking=True)  # a host that spins takes a CPU from those who decode
             event.record()
             self._late.append((there, event))
         else:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from fastirv2.errors import DataError
-from fastirv2.report.machine import seconds_of, wait_for
+from fastirv2.report.machine import forget_peak, seconds_of, wait_for
 from fastirv2.training.checkpoint import Checkpoints, read
 from fastirv2.training.distributed import same_on_all, sum_over_ranks, together
 from fastirv2.training.plan import Plan
@@ -37,6 +37,8 @@ def rehearse(run: Run, plan: Plan, stages: list[tuple[int, int, int]], place: Pa
         DataError: a record cannot be decoded, or a checkpoint not be written or read back.
     """
     first = _seconds(run, 1)
+    torch.cuda.empty_cache()
+    forget_peak(run.engine.device)
     steps = same_on_all(max(1, min(_STEPS, int(_SECONDS / _seconds(run, 1)))))
     run.train.wait_seconds()
     seconds = _seconds(run, steps)

@@ -12,7 +12,7 @@ from PIL import Image
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, TrainOrder, ValidationOrder
-from fastirv2.errors import DataError
+from fastirv2.errors import DataError, is_out_of_memory
 from tests.conftest import build
 from tests.data.test_loader import CPU, SIZE, loading, training, validation
 from tests.processes import run_python
@@ -113,6 +113,18 @@ def test_a_data_set_without_a_good_record_ends_it(copy):
     loader = loading(copy, validation())
     with pytest.raises(DataError, match=r"all 23 records cannot be decoded; build it anew"):
         batches(loader, 3)
+
+
+def test_where_a_gpus_memory_is_short_no_record_is_looked_for(copy, monkeypatch):
+    def run(*_):
+        raise RuntimeError("Critical error in pipeline:\nCan't allocate 1073741824 bytes on device 0.")
+
+    loader = loading(copy, validation())
+    monkeypatch.setattr(loader.faults, "find", pytest.fail)
+    monkeypatch.setattr(loader._pipeline, "run", run)
+    with pytest.raises(RuntimeError, match=r"Can't allocate") as raised:
+        next(loader)
+    assert is_out_of_memory(raised.value)
 
 
 def test_the_crops_of_a_bad_image_are_those_of_another(images, copy):

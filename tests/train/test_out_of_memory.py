@@ -14,6 +14,7 @@ SHORT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore"),
     RuntimeError("FIND was unable to find an engine to execute this computation"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("Can't allocate 1073741824 bytes on device 0."),
 ]
 
 
