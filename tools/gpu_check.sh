@@ -6,8 +6,9 @@
 #   tests     the tests marked gpu
 #   demo      the demo, from images to a trained network
 #   data      the input, with all, some and none of the JPEGs decoded by the hardware engines
-#   paper     the step of the paper network at 299²: compiled or not, siblings merged or not, a sweep of batches
+#   paper     the step of the paper network at 299², siblings merged or not, for a sweep of batches
 #   slim      the same of the slim network
+#   paper_compiled, slim_compiled      the same compiled, for two batches, each of which is compiled anew
 #   sizes     the paper network's step at 192² and 224²
 #   timm      the slim network beside timm's, compiled or not
 #   originals the trainer from originals, beside its step on a batch that lies ready, and what bounds it
@@ -18,12 +19,13 @@
 #
 # PYTHON=python3 chooses the interpreter; it must have what setup.py lists, or PYTHONPATH has to lead to it. The part timm needs
 # timm besides. GPU_CHECK_DRY=1 goes through all parts at the smallest sizes on a CPU: its figures mean nothing and its file
-# says so. OUT/gpu_check.json holds what was run so far, how each ended and what was measured; OUT/*.log what each printed.
+# says so. OUT/gpu_check.json holds what was run so far, how each ended and what was measured, and is written after each part;
+# OUT/*.log hold what each printed.
 set -uo pipefail
 out=${1:?usage: tools/gpu_check.sh OUT [PART…]}
 shift
 parts=("$@")
-known=(tests demo data paper slim sizes timm originals records first norm small)
+known=(tests demo data paper slim paper_compiled slim_compiled sizes timm originals records first norm small)
 [ ${#parts[@]} -gt 0 ] || parts=("${known[@]}")
 for part in "${parts[@]}"; do
   case " ${known[*]} " in
@@ -33,13 +35,13 @@ for part in "${parts[@]}"; do
 done
 python=${PYTHON:-python3}
 dry=${GPU_CHECK_DRY:-}
+[[ $out == /* ]] || out=$PWD/$out
 cd "$(dirname "$0")/.." || exit
 [ -n "$dry" ] || "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || {
   echo "gpu_check: torch of $python sees no NVIDIA GPU here; run this on a machine with one" >&2
   exit 2
 }
 mkdir -p "$out" || exit
-out=$(cd "$out" && pwd)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -50,6 +52,7 @@ run() {  # run NAME COMMAND…: its output into OUT/NAME.log, its exit code and 
   local name=$1 begun=$SECONDS left=$((530 - SECONDS + begun_of_part))
   shift
   echo "== $name: $*"
+  rm -f "$out/$name.json" # of an earlier time
   timeout --kill-after 10 "$((left > 1 ? left : 1))" "$@" >"$out/$name.log" 2>&1
   local code=$?
   tail -n 4 "$out/$name.log"
@@ -71,7 +74,7 @@ train() {  # train NAME OPTIONS…: bench_train.py, with batches of their own wh
 }
 
 images=4000 sweep=(64 128 256 512) some=(128 256) small=(8 16) modes=(off regional)
-model_size=(--rounds 20) train_size=(--images "$images" --recipe setting1 --batch 256) data_size=(--batch 256 --images "$images")
+model_size=(--rounds 20) train_size=(--images "$images" --recipe setting1 --batch 256) data_size=(--batch 256 --images "$images" --rounds 3)
 side() { echo "$1"; }
 if [ -n "$dry" ]; then
   images=64 sweep=(2 4) some=(2) small=(2) modes=(off)
@@ -100,19 +103,21 @@ data() {
   done
 }
 
-network() {  # network ARCH: compiled at fewer batches, each of which is compiled anew
-  for mode in "${modes[@]}"; do
-    local batches=("${sweep[@]}")
-    [ "$mode" = off ] || batches=("${some[@]}")
-    for merge in on off; do
-      model "model_$1_${mode}_merge_$merge" --arch "$1" --size "$(side 299)" --batch "${batches[@]}" --compile "$mode" --merge "$merge"
-    done
+network() {  # network ARCH MODE BATCH…
+  local arch=$1 mode=$2
+  shift 2
+  for merge in on off; do
+    model "model_${arch}_${mode}_merge_$merge" --arch "$arch" --size "$(side 299)" --batch "$@" --compile "$mode" --merge "$merge"
   done
 }
 
-paper() { network paper; }
+paper() { network paper off "${sweep[@]}"; }
 
-slim() { network slim; }
+slim() { network slim off "${sweep[@]}"; }
+
+paper_compiled() { network paper "${modes[-1]}" "${some[@]}"; }
+
+slim_compiled() { network slim "${modes[-1]}" "${some[@]}"; }
 
 sizes() {
   for pixels in 192 224; do
@@ -122,7 +127,7 @@ sizes() {
 
 timm() {
   for mode in "${modes[@]}"; do
-    model "model_timm_$mode" --arch slim --vs timm --size "$(side 299)" --batch "${some[@]}" --compile "$mode" --merge on off
+    model "model_timm_$mode" --arch slim --vs timm --size "$(side 299)" --batch "${some[0]}" --compile "$mode" --merge on off
   done
 }
 
@@ -170,12 +175,8 @@ small() {
   done
 }
 
-for part in "${parts[@]}"; do
-  begun_of_part=$SECONDS
-  "$part"
-done
-
-"$python" - "$out" "$dry" <<'P'
+summary() {
+  "$python" - "$out" "$dry" <<'P'
 import json, sys
 from pathlib import Path
 from fastirv2.report.machine import describe
@@ -183,7 +184,12 @@ from fastirv2.report.machine import describe
 out, dry = Path(sys.argv[1]), bool(sys.argv[2])
 lines = (out / "steps.tsv").read_text().splitlines() if (out / "steps.tsv").exists() else []
 steps = [line.split("\t") for line in lines]
-measured = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json")) if path.name != "gpu_check.json"}
+measured = {}
+for path in sorted(out.glob("*.json")):
+    try:
+        measured |= {path.stem: json.loads(path.read_text())} if path.name != "gpu_check.json" else {}
+    except ValueError as error:
+        print(f"gpu_check: {path} is left out, it is cut short: {error}")
 result = {
     "machine": describe(),
     "dry": dry,
@@ -195,4 +201,11 @@ bad = [step["name"] for step in result["steps"] if step["exit_code"]]
 said = " (a dry run on a CPU: no figure means anything)" if dry else ""
 print(f"gpu_check: {len(steps)} steps so far, failed: {', '.join(bad) or 'none'}; {out / 'gpu_check.json'}{said}")
 P
+}
+
+for part in "${parts[@]}"; do
+  begun_of_part=$SECONDS
+  "$part"
+  summary || failed+=(summary)
+done
 [ ${#failed[@]} -eq 0 ]

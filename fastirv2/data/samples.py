@@ -38,7 +38,7 @@ class InputConfig:
     sizes: tuple[str, ...] = ()
     """The crop in training by epoch, as 1:192 31:299; --input.resize follows in proportion. Empty: --input.crop throughout."""
     threads: int = 0
-    """Host threads of a rank's input pipeline; 0: its share of the processors it may use."""
+    """Host threads of a rank's input pipeline; 0: its share of the processors it may use, for a GPU 32 at most."""
     prefetch: int = 2
     """Batches made ahead."""
     read_ahead: int = 4
