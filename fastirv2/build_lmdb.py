@@ -53,7 +53,7 @@ class Options:
     root: Annotated[str | None, arg(metavar="DIR")] = None
     """The folder that the paths of a list file are relative to; the list's own unless given."""
     val_labels: Annotated[str | None, arg(metavar="FILE")] = None
-    """For flat validation images: a file with a label (class index or name) a line, in the images' file-name order."""
+    """For flat validation images: a label (class index or name) a line, in their file-name order, or "name label" lines."""
     classes: Annotated[str | None, arg(metavar="FILE")] = None
     """A file with the classes' names, a line each, in label order."""
     resize: Annotated[str, arg(metavar="none|WxH|short:N")] = "none"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from array import array
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
 import numpy as np
 
@@ -19,14 +21,14 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 def open_flat(path: str, folder: Folder, classes: list[str] | None, val_labels: str, *, packed: bool) -> Source:
     """Return the images of a folder, which is on the disk at `path` or `packed` in the tar at `path`.
 
-    The lines of the file `val_labels` are their classes, by number or by name, in the sorted order of the images' names.
-    Without `classes`, these are the names that occur, sorted, or the numbers. Raises DataError for labels that do not fit.
+    The lines of the file `val_labels` are their classes, by number or by name, in the sorted order of the images' names; or
+    they name the images, in any order. Without `classes`, these are the names that occur, sorted, or the numbers. Raises
+    DataError for labels that do not fit.
     """
     names, ranges = collect(folder, "", packed=packed)
     if not names:
         raise DataError(f"{path} holds no images")
-    labels = _Labels(val_labels)
-    labels.refuse_list(names)
+    labels = _Labels(val_labels, _in_order(val_labels, path, names))
     if len(labels) != len(names):
         raise DataError(
             f"{val_labels} holds {len(labels):,} labels, but {path} holds {len(names):,} files; "
@@ -36,30 +38,59 @@ def open_flat(path: str, folder: Folder, classes: list[str] | None, val_labels: 
     return Source(path, names, numbers, classes, ranges)
 
 
-class _Labels:
-    """The lines of a --val-labels file: what each says, and where it was said first."""
+def _in_order(path: str, folder: str, names: Names) -> Iterator[tuple[int, str]]:
+    """Yield line numbers and labels of the file at `path`: as they come, or, where lines name the images, in their order.
 
-    def __init__(self, path: str) -> None:
+    Raises DataError where lines name the images, and one has no line, or two, or a line no image.
+    """
+    lines = read_filled_lines(path)
+    begin = list(islice(lines, 2))
+    firsts = [_divided(text)[0] for _, text in begin]
+    if not any(first in (os.path.basename(name), _stem(name)) for name in names for first in firsts):
+        yield from chain(begin, lines)
+        return
+    image = {os.path.basename(name): number for number, name in enumerate(names)}
+    image |= {_stem(name): number for name, number in image.items()}
+    found: list[tuple[int, str] | None] = [None] * len(names)
+    for number, text in chain(begin if firsts[0] in image else begin[1:], lines):  # the first may be a header
+        name, label = _divided(text)
+        if name not in image:
+            raise DataError(f"{path}, line {number}: '{text}' names no image of {folder}")
+        if before := found[image[name]]:
+            raise DataError(f"{path}, line {number}: {name} is on line {before[0]} already")
+        found[image[name]] = number, label
+    for name, line in zip(names, found, strict=True):
+        if line is None:
+            raise DataError(f"{path} has no line for {name}; one for each of the {len(names):,} images of {folder} is needed")
+        yield line
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(os.path.basename(name))[0]
+
+
+def _divided(text: str) -> tuple[str, str]:
+    """Return an image's name and label of "name label", or of "name,label …" as in Kaggle's LOC_val_solution.csv."""
+    name, comma, rest = text.partition(",")
+    words = rest.split() if comma else text.rsplit(maxsplit=1)[1:]
+    name = name if comma else text.rsplit(maxsplit=1)[0]
+    return os.path.basename(name.strip()), words[0] if words else ""
+
+
+class _Labels:
+    """The labels of a --val-labels file: what each says, and where it was said first."""
+
+    def __init__(self, path: str, lines: Iterable[tuple[int, str]]) -> None:
         self._path = path
         self._codes = array("i")  # a line's number among the distinct texts
         self._first: dict[str, int] = {}  # text → its first line
         codes: dict[str, int] = {}
-        for number, text in read_filled_lines(path):
+        for number, text in lines:
             self._codes.append(codes.setdefault(text, len(codes)))
             self._first.setdefault(text, number)
 
     def __len__(self) -> int:
         return len(self._codes)
-
-    def refuse_list(self, names: Names) -> None:
-        """Raise DataError when the lines name the images."""
-        text = next(iter(self._first), "")
-        name = os.path.basename(text.rpartition(" ")[0].strip())
-        if name and name in names:
-            raise DataError(
-                f"{self._path}, line 1: '{text}' is a line of a list; --val-labels needs the label only, or give the list as "
-                "SOURCE, with the images' folder as --root"
-            )
 
     def resolve(self, classes: list[str] | None) -> tuple[np.ndarray, list[str]]:
         """Return the labels as int32 (N,), and the classes. Raises DataError naming the line that makes no sense."""

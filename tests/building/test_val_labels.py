@@ -57,6 +57,17 @@ def test_a_tar_of_the_images_is_their_folder(folder, pack, names, tmp_path):
     assert source.packed
 
 
+@pytest.mark.parametrize(
+    "line", ["{name}.JPEG {label}", "{name},{label} 85 1 499 272 {label} 0 0 9 9 ", "imagenet/val/{name}.JPEG\t{label}"]
+)
+@pytest.mark.parametrize("header", [[], ["ImageId,PredictionString"]])
+def test_lines_that_name_the_images_may_come_in_any_order(folder, line, header):
+    """As in Kaggle's LOC_val_solution.csv, whose order is another and whose names have no suffix."""
+    lines = [line.format(name=name.removesuffix(".JPEG"), label=label) for name, label in zip(NAMES, SYNSETS, strict=True)]
+    named = open_source(str(folder), val_labels=labels(folder, header + lines[::-1]))
+    assert sequence(named) == sequence(open_source(str(folder), val_labels=labels(folder, SYNSETS)))
+
+
 def test_the_folders_above_the_images_are_stripped(tmp_path):
     folder = files(tmp_path / "imagenet/val", NAMES)
     lines = labels(tmp_path / "x", SYNSETS)
@@ -122,7 +133,9 @@ def test_empty_subfolders_and_names_with_spaces_do_no_harm(folder):
         ([1, 2, 3, 3, 1, 1, 2], None, "labels.txt counts the classes from 1 to 3, as the file in ImageNet's development kit"),
         ([1, 2, 3, 3, 1, 1, 2], "a\nb\nc\n", "counts the classes from 1 to 3.*give a line with the name of the class"),
         ([2, 2, 3, 3, 2, 2, 2], "a\nb\nc\n", "counts the classes from 1 to 3"),
-        ([f"val/{name} 65" for name in NAMES], None, "line 1: 'val/ILSVRC2012_val_00000001.JPEG 65' is a line of a list"),
+        ([f"val/{name} 65" for name in NAMES[1:]], None, "has no line for ILSVRC2012_val_00000001.JPEG; one for each of the 7"),
+        ([f"{NAMES[0]} a", f"val/{NAMES[0]} b"], None, f"line 2: {NAMES[0]} is on line 1 already"),
+        ([f"{NAMES[0]} a", "other.JPEG b"], None, "line 2: 'other.JPEG b' names no image of {folder}"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(folder, lines, names, message):
