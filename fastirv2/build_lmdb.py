@@ -219,8 +219,10 @@ def check_source(source: Source, position: int, result: Result) -> None:
     if source.packed:
         is_its_own = place.length == 0  # a link to what the tar does not hold: the tar itself can always be read
     else:
-        is_there = os.path.exists(source.folder) and (source.listed or os.path.exists(os.path.dirname(place.path)))
-        is_its_own = is_there and result.errno in _OF_THE_FILE
+        folder = os.path.dirname(place.path)
+        is_there = os.path.exists(source.folder) and (source.listed or os.path.exists(folder))
+        is_open = result.errno not in (errno.EACCES, errno.EPERM) or os.access(folder, os.R_OK | os.X_OK)  # a ticket may expire
+        is_its_own = is_there and is_open and result.errno in _OF_THE_FILE
     if not is_its_own:
         raise DataError(f"{place.path} {result.reason}; when that is mended, the same command goes on")
 

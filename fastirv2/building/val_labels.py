@@ -55,7 +55,7 @@ def _in_order(path: str, folder: str, names: Names) -> Iterator[tuple[int, str]]
     for number, text in chain(begin if firsts[0] in image else begin[1:], lines):  # the first may be a header
         name, label = _divided(text)
         if name not in image:
-            raise DataError(f"{path}, line {number}: '{text}' names no image of {folder}")
+            raise DataError(f"{path}, line {number}: '{text}' names no image of {folder}, or has no label")
         if before := found[image[name]]:
             raise DataError(f"{path}, line {number}: {name} is on line {before[0]} already")
         found[image[name]] = number, label
@@ -70,11 +70,13 @@ def _stem(name: str) -> str:
 
 
 def _divided(text: str) -> tuple[str, str]:
-    """Return an image's name and label of "name label", or of "name,label …" as in Kaggle's LOC_val_solution.csv."""
+    """Return an image's name and label of "name label", or of "name,label …" as in Kaggle's LOC_val_solution.csv.
+
+    Both are empty where the line is neither.
+    """
     name, comma, rest = text.partition(",")
-    words = rest.split() if comma else text.rsplit(maxsplit=1)[1:]
-    name = name if comma else text.rsplit(maxsplit=1)[0]
-    return os.path.basename(name.strip()), words[0] if words else ""
+    name, *labels = [name.strip(), *rest.split()] if comma else text.rsplit(maxsplit=1) or [""]
+    return (os.path.basename(name), labels[0]) if labels else ("", "")
 
 
 class _Labels:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import pytest
 
 from fastirv2.build_lmdb import Options
 from fastirv2.building.check import check
+from fastirv2.building.images import Result
+from fastirv2.building.sources import open_source
 from fastirv2.data.counter import permutation
 from fastirv2.data.datum import Datum
 from fastirv2.errors import DataError
@@ -431,6 +434,16 @@ def test_a_class_tar_that_is_gone_ends_the_build(tmp_path, monkeypatch):
     monkeypatch.undo()
     (tmp_path / "o").rename(tars / "owl.tar")
     assert dataset(built(tars, tmp_path / "db"))["images_per_class"] == [3, 3]
+
+
+def test_a_folder_that_may_no_longer_be_read_ends_the_build(tmp_path, monkeypatch):
+    """As where a network disk's ticket expires."""
+    folder = class_folders(tmp_path / "source", {"ant": 1})
+    source, refused = open_source(str(folder)), Result(None, 0, 0, 0, 0, "cannot be read: Permission denied", 0, errno.EACCES)
+    command_module().check_source(source, 0, refused)
+    monkeypatch.setattr(os, "access", lambda path, _: path != str(folder / "ant"))
+    with pytest.raises(DataError, match=r"Permission denied; when that is mended, the same command goes on"):
+        command_module().check_source(source, 0, refused)
 
 
 def test_an_image_that_alone_is_gone_is_left_out(tmp_path):

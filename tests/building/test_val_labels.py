@@ -136,6 +136,7 @@ def test_empty_subfolders_and_names_with_spaces_do_no_harm(folder):
         ([f"val/{name} 65" for name in NAMES[1:]], None, "has no line for ILSVRC2012_val_00000001.JPEG; one for each of the 7"),
         ([f"{NAMES[0]} a", f"val/{NAMES[0]} b"], None, f"line 2: {NAMES[0]} is on line 1 already"),
         ([f"{NAMES[0]} a", "other.JPEG b"], None, "line 2: 'other.JPEG b' names no image of {folder}"),
+        ([f"{NAMES[0]} a", NAMES[1]], None, "line 2: 'ILSVRC2012_val_00000002.JPEG' names no image of .*, or has no"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(folder, lines, names, message):
