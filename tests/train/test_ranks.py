@@ -11,16 +11,16 @@ from fastirv2.data.samples import InputConfig, ValidationOrder
 from fastirv2.training.engine import unit
 from tests.processes import ONE_THREAD, torchrun
 from tests.train import validation_ranks
-from tests.train.conftest import RECIPE, Trainer, assert_done, assert_the_same, latest, metrics, several
+from tests.train.conftest import RECIPE, Trainer, assert_done, assert_the_same, latest, metrics
 from tests.train.small_network import SmallNetwork
 
 SIZE = InputConfig(resize=82, crop=75, threads=1)
 
 
 FIVE = ("--train.amp", "fp64", "--train.global-batch", "16", "--schedule.warmup-epochs", "3", "--train.stop-after", "5")
-CASES = {  # what both have, and what the two ranks have besides
-    "shared": (("--train.bn-batch", "16"), ()),
-    "local": (("--train.bn-batch", "8"), ("--train.sync-bn", "local")),
+CASES = {  # the command, what both have, and what the two ranks have besides
+    "shared": ("fastirv2.train", ("--train.bn-batch", "16"), ()),
+    "local": ("tests.train.small_network", ("--train.bn-batch", "8"), ("--train.sync-bn", "local")),
 }
 
 
@@ -31,11 +31,10 @@ def five_steps(file_list, tmp_path_factory):
     (folder / "small.toml").write_text(RECIPE)
     many = folder / "many.txt"  # no epoch ends
     many.write_text("".join(f"{file_list.parent}/{line}\n" for line in file_list.read_text().splitlines()) * 5)
-    trainer = Trainer(folder / "small.toml", many)
-    on_one = [trainer.arguments(folder / f"1-{name}", *FIVE, *both)[2:] for name, (both, _) in CASES.items()]
-    on_two = [trainer(folder / f"2-{name}", *FIVE, *both, *two, ranks=2) for name, (both, two) in CASES.items()]
-    for done in (*several(*on_one), *on_two):
-        assert_done(done)
+    for name, (command, both, two) in CASES.items():
+        trainer = Trainer(folder / "small.toml", many, command)
+        assert_done(trainer(folder / f"1-{name}", *FIVE, *both))
+        assert_done(trainer(folder / f"2-{name}", *FIVE, *both, *two, ranks=2))
     return lambda ranks, name: folder / f"{ranks}-{name}"
 
 
