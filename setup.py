@@ -10,7 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "fastirv2/__init__.py").r
 
 REQUIRED = [
     "torch>=2.8",
-    "nvidia-dali-cuda120",  # decodes and resizes; NVIDIA's container brings its CUDA 13 build instead (see Dockerfile)
+    "nvidia-dali-cuda120>=1.53",  # decodes and resizes; NVIDIA's container brings its CUDA 13 build instead (see Dockerfile)
     "lmdb",
     "numpy",
     "protobuf",  # Caffe's Datum

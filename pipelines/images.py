@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from nvidia.dali import Pipeline, fn, tensors, types
+from nvidia.dali import Pipeline, __version__, fn, tensors, types
 from nvidia.dali.data_node import DataNode
 
 from .colours import COLOURS
 
+# Those that turn images by their EXIF block: before 2.2 the others left them lying.
+DECODERS = fn.decoders if tuple(map(int, __version__.split(".")[:2])) >= (2, 2) else fn.experimental.decoders
 _FILTERS = {"linear": types.INTERP_LINEAR, "cubic": types.INTERP_CUBIC}
 
 
@@ -76,7 +78,7 @@ def image_pipeline(
         if whole:
             images = _cut(stored, start, end, size, form, decoder)
         else:
-            images = stored if form == "planes" else fn.decoders.image(stored, **decoder)
+            images = stored if form == "planes" else DECODERS.image(stored, **decoder)
             windows = [(start, end)] if views == 1 else [(start[view], end[view]) for view in range(views)]
             options = {"size": size, "interp_type": _FILTERS[interpolation], "roi_relative": True}
             resized = [fn.resize(images, roi_start=first, roi_end=last, **options) for first, last in windows]
@@ -97,7 +99,7 @@ def _cut(
     if form == "planes":
         images = fn.slice(stored, start=corner, shape=shape, axes=[1, 2])
     else:
-        images = fn.decoders.image_slice(stored, start=corner, shape=shape, axes=[0, 1], **decoder)
+        images = DECODERS.image_slice(stored, start=corner, shape=shape, axes=[0, 1], **decoder)
     return fn.flip(images, horizontal=mirrored)
 
 
@@ -121,7 +123,7 @@ def decoding_error(data: Any) -> str:
     pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
     with pipeline:
         encoded = fn.external_source(source=lambda: [data], batch=True)
-        pipeline.set_outputs(fn.decoders.image(encoded, output_type=types.RGB))
+        pipeline.set_outputs(DECODERS.image(encoded, output_type=types.RGB))
     try:
         pipeline.run()
     except RuntimeError as error:

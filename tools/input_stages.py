@@ -27,6 +27,7 @@ from fastirv2.data.dataset import Records
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, Order, TrainOrder
+from fastirv2.pipelines.images import DECODERS
 from fastirv2.report.machine import spread, wait_for
 
 LAST = "hand-over"
@@ -85,7 +86,7 @@ class CutOff(Loader):
             if self._stage == "read":
                 graph.set_outputs(fn.copy(stored))
             else:
-                graph.set_outputs(fn.decoders.image(stored, output_type=types.RGB, jpeg_fancy_upsampling=True, **decoder))
+                graph.set_outputs(DECODERS.image(stored, output_type=types.RGB, jpeg_fancy_upsampling=True, **decoder))
         return graph
 
     @property

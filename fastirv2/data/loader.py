@@ -138,11 +138,10 @@ class Loader:
 
         DALI often does not name them, and a graph that has failed once is of no more use.
         """
-        if is_out_of_memory(error):
-            raise error
         if lost := self._records.lost():
             raise DataError(lost) from error
-        if self._records.form == "planes" or not any(self.faults.find(fed) for fed, _ in self._fed):
+        beyond_images = self._records.form == "planes" or is_out_of_memory(error)
+        if beyond_images or not any(self.faults.find(fed) for fed, _ in self._fed):
             raise RuntimeError(f"the input pipeline over {self._records.path} failed: {error}") from error
         self._pipeline = None  # its threads end before the arrays that they read go
         self._again.extend(fed for fed, _ in self._fed)
