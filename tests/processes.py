@@ -58,9 +58,9 @@ def start_ranks(count, *arguments, last=(), **environment):
 
 
 def lines(stream):
-    """Yield the lines of a text, or of a process's stdout, without those that gloo of torch 2.8 writes there."""
+    """Yield the lines of a text, or of a process's stdout, without blank ones and those that gloo of torch 2.8 writes there."""
     source = stream.splitlines(keepends=True) if isinstance(stream, str) else stream
-    return (line for line in source if "[Gloo]" not in line)
+    return (line for line in source if "[Gloo]" not in line and line.strip())
 
 
 def gone(pid, seconds=60):
