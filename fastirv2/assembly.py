@@ -36,7 +36,7 @@ from fastirv2.training.fused import Begun
 from fastirv2.training.optim import create_optimizer
 from fastirv2.training.plan import Compile, Plan, make_plan, possible_batches
 from fastirv2.training.run import Run, restore
-from fastirv2.training.schedule import for_run
+from fastirv2.training.schedule import for_run, scale
 from fastirv2.training.watchdog import Watchdog
 
 FEWEST_VALUES = 4  # of a channel, that normalisation is taken over
@@ -120,7 +120,7 @@ def check_effect(config: Config, plan: Plan) -> list[str]:
     if config.schedule.warmup_steps >= plan.total_steps:
         warnings.append(
             f"the warm-up takes all {plan.total_steps:,} steps, so that the learning rate never comes to "
-            f"{config.schedule.rate:g}; give a shorter --schedule.warmup-epochs"
+            f"{config.schedule.rate * scale(config.schedule):g}; give a shorter --schedule.warmup-epochs"
         )
     return warnings
 

@@ -62,8 +62,8 @@ class Options:
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """The filter of the resize, antialiased; as it was trained unless given."""
     exclude: Annotated[str | None, arg(metavar="FILE")] = None
-    """Leave out the images of this list: a file name a line, or its number in the order of file names, from 1, as in
-    ImageNet's list of 1,762."""
+    """Leave out the images of this list: a file name a line (a path where several have it), or its number in the order of
+    file names, from 1, as in ImageNet's list of 1,762."""
     real: Annotated[str | None, arg(metavar="FILE")] = None
     """Take labels from this JSON list of lists, one for each image in the order of file names, as ImageNet-ReaL's real.json."""
     tables: Annotated[str | None, arg(metavar="DIR")] = None

@@ -54,25 +54,54 @@ def read_excluded(file: str, records: Records) -> Excluded:
     """Read which images are to be left out: a line each, its name or its number in the order of file names, from 1.
 
     ImageNet's development kit lists the 1,762 blacklisted validation images by such numbers. Names may be paths; what
-    counts is the last part, with or without its suffix.
+    counts is the last part, with or without its suffix, and the whole path where several images have that.
 
     Raises:
-        DataError: the list cannot be read, or none of its images is there.
+        DataError: the list cannot be read, none of its images is there, or an entry may mean several.
     """
-    entries = [line.strip() for line in _read(file).splitlines() if line.strip()]
+    entries = list(dict.fromkeys(line.strip() for line in _read(file).splitlines() if line.strip()))
     if not entries:
         raise DataError(f"{file} is empty: a name or number a line is needed")
-    if all(entry.isdecimal() for entry in entries):
-        places = _places(records, None, file) + 1
-        wanted = {int(entry) for entry in entries}
-        found = np.isin(places, np.array(sorted(wanted)))
-    else:
-        wanted = {_stem(entry) for entry in entries}
-        stems = [_stem(name) for name in _names(records, file)]
-        found = np.array([stem in wanted for stem in stems])
-    if not found.any():
-        raise DataError(f"none of the {len(wanted):,} images that {file} lists, as {entries[0]}, is in {records.path}")
-    return Excluded(found, len(wanted) - int(found.sum()))
+    by_number = all(entry.isdecimal() for entry in entries)
+    found = _numbered_places(entries, records, file) if by_number else _called(entries, records, file)
+    if not found:
+        raise DataError(f"none of the {len(entries):,} images that {file} lists, as {entries[0]}, is in {records.path}")
+    excluded = np.zeros(len(records), bool)
+    excluded[found] = True
+    return Excluded(excluded, len(entries) - len(found))
+
+
+def _numbered_places(entries: list[str], records: Records, file: str) -> list[int]:
+    """Return the records that are at these places, counted from 1; what are names too is refused."""
+    if namesake := {Path(name).stem for name in _names(records, file)}.intersection(entries):
+        called = min(namesake)
+        raise DataError(f"{file} lists {called}, but {records.path} has an image called so: give all names with their suffixes")
+    record = {place + 1: number for number, place in enumerate(_places(records, None, file).tolist())}
+    return [record[int(entry)] for entry in entries if int(entry) in record]
+
+
+def _called(entries: list[str], records: Records, file: str) -> list[int]:
+    """Return the record of each entry that is called so, in turn."""
+    names = _names(records, file)
+    known: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        for key in {Path(name).name, Path(name).stem}:
+            known.setdefault(key, []).append(number)
+    found = []
+    for entry in entries:
+        numbers = known.get(Path(entry).name) or known.get(Path(entry).stem, [])
+        if len(numbers) > 1:
+            numbers = [each for each in numbers if _ends_with(entry, names[each])]
+            if len(numbers) != 1:
+                several = f"{records.path} has several images called so"
+                raise DataError(f"{file} lists {entry}, but {several}: give their paths in it")
+        found += numbers
+    return found
+
+
+def _ends_with(path: str, name: str) -> bool:
+    """Return whether a path ends with a record's whole name, with or without its suffix."""
+    return f"/{path}".endswith((f"/{name}", f"/{Path(name).with_suffix('')}"))
 
 
 def read_real(file: str, records: Records, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,10 +162,6 @@ def _names(records: Records, file: str) -> list[str]:
             "fastirv2-build-lmdb, or give the folder of the images or a list of them"
         )
     return list(names)
-
-
-def _stem(name: str) -> str:
-    return Path(name).stem
 
 
 def _read(file: str) -> str:

@@ -127,7 +127,7 @@ def _outcomes(scores: torch.Tensor, own: torch.Tensor, right: torch.Tensor) -> t
     """Return float64 (5, n): the columns of `Outcomes` for scores (n, classes), labels (n,) and right labels (n, K)."""
     valid = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, right, True)
     best = scores.masked_fill(~valid, -math.inf).amax(1, keepdim=True)
-    place = (~(scores < best) & ~valid).sum(1)
+    place = (~(scores < best) & ~valid).sum(1).masked_fill(best[:, 0].isnan(), max(scores.shape[1], 5))
     confidence, predicted = scores.max(1)
     loss = -scores.gather(1, own[:, None])[:, 0]
     columns = [place, predicted, confidence.exp(), loss, torch.ones_like(loss)]

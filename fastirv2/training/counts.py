@@ -6,6 +6,8 @@ import torch
 
 from fastirv2.training.distributed import sum_over_ranks
 
+_TOP = 5
+
 
 class Counts:
     """Sums over images: loss, top-1 and top-5 correct, images; float64 (4,) on the device, so counts stay exact integers."""
@@ -21,7 +23,9 @@ class Counts:
         """
         own = logits.gather(1, labels[:, None])
         others = (~(logits < own)).sum(1) - 1
-        rows = torch.stack([losses.double(), others < 1, others < 5, torch.ones_like(labels)]).double()
+        if logits.shape[1] <= _TOP:  # among so few, NaN would be too
+            others = others.masked_fill(own[:, 0].isnan(), _TOP)
+        rows = torch.stack([losses.double(), others < 1, others < _TOP, torch.ones_like(labels)]).double()
         self.sums += (rows if mask is None else torch.where(mask, rows, 0)).sum(1)
 
     def add_sums(self, sums: torch.Tensor) -> None:

@@ -103,12 +103,17 @@ def learning_rate(step: int, config: ScheduleConfig) -> float:
     in batches of `config.batch` images; or rate × factor^⌊epochs / interval_epochs⌋, the epochs done before the step. cosine:
     rate × (1 + cos(π (step − 1) / total_steps)) / 2 (Loshchilov & Hutter 2016, equation 5, without restarts). In the warm-up
     all are multiplied by step / (warmup_steps + 1).
+
+    Raises:
+        UsageError: it falls by epochs, and `for_run` has not said how many images an epoch has.
     """
     global_batch = config.global_batch or config.batch
     rate = config.rate * scale(config)
     if config.kind == "cosine":
         rate *= (1 + math.cos(math.pi * min((step - 1) / max(config.total_steps, 1), 1.0))) / 2
     elif config.interval_epochs:
+        if not config.epoch_images:
+            raise UsageError("schedule: interval-epochs counts epochs, and for_run has not said how many images one has")
         rate *= config.factor ** math.floor((step - 1) * global_batch / (config.epoch_images * config.interval_epochs))
     else:
         rate *= config.factor ** (step * global_batch // (config.batch * config.interval))

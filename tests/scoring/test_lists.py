@@ -47,6 +47,36 @@ def test_images_are_left_out_by_number_or_name_in_every_form_and_order(forms, tm
         assert excluded.absent == 1
 
 
+@pytest.fixture
+def namesakes(tmp_path):
+    for name in ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/3.5_a.jpg"):
+        (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(1, 40, 30).save(tmp_path / "val" / name)
+    return open_records(tmp_path / "val")
+
+
+@pytest.mark.parametrize(
+    ("text", "left_out", "absent"),
+    [
+        ("cat/1.jpg\nnone.jpg", ["cat/1.jpg"], 1),
+        ("/data/val/dog/1.jpg\ndog/1\n2.jpg", ["cat/2.jpg", "dog/1.jpg"], 0),
+        ("3.5_a\nx", ["dog/3.5_a.jpg"], 1),
+        ("dog/3.5_a.png\n", ["dog/3.5_a.jpg"], 0),
+    ],
+)
+def test_images_of_one_name_are_told_apart_by_their_paths(namesakes, tmp_path, text, left_out, absent):
+    excluded = read_excluded(written(tmp_path, text), namesakes)
+    assert sorted(np.array(list(namesakes.names))[excluded.records]) == left_out
+    assert excluded.absent == absent
+
+
+def test_entries_that_may_mean_several_images_are_refused(namesakes, tmp_path):
+    with pytest.raises(DataError, match=r"lists 1.jpg, but .*val has several images called so: give their paths in it"):
+        read_excluded(written(tmp_path, "1.jpg\n2.jpg"), namesakes)
+    with pytest.raises(DataError, match=r"lists 2, but .*val has an image called so: give all names with their suffixes"):
+        read_excluded(written(tmp_path, "2\n"), namesakes)
+
+
 def test_real_labels_are_each_records_own_in_every_form_and_order(forms, tmp_path):
     file = written(tmp_path, json.dumps([[1], [], [1, 2], [0], [5], [0, 1, 4], [3], [9]]))
     for records in forms:

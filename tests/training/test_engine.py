@@ -7,6 +7,7 @@ from torch import nn
 from fastirv2.errors import UsageError
 from fastirv2.models.layers import GlobalPool
 from fastirv2.models.norm import BatchNorm2d, Statistics, share_statistics
+from fastirv2.scoring.outcomes import _outcomes
 from fastirv2.training.distributed import Process
 from fastirv2.training.ema import EmaConfig
 from fastirv2.training.engine import Counts, Engine, choose_precision
@@ -33,6 +34,15 @@ def test_ties_and_nan_are_errors_and_padding_does_not_count():
     counts = Counts(CPU)
     counts.add(logits, torch.zeros(4, dtype=torch.int64), torch.ones(4), torch.tensor([True, True, True, False]))
     assert counts.take().tolist() == [3, 1, 2, 3]
+
+
+@pytest.mark.parametrize("classes", [3, 5, 6])
+def test_nan_is_no_class_among_the_first_however_few_there_are(classes):
+    logits, labels = torch.full((2, classes), float("nan")), torch.zeros(2, dtype=torch.int64)
+    counts = Counts(CPU)
+    counts.add(logits, labels, torch.ones(2))
+    assert counts.take().tolist() == [2, 0, 0, 2]
+    assert (_outcomes(logits, labels, labels[:, None])[0] >= 5).all()
 
 
 def test_a_padded_loss_that_is_no_number_does_not_spread():

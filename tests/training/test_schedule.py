@@ -40,6 +40,11 @@ def test_an_interval_in_epochs_counts_the_epochs_done_before_the_step():
     assert [learning_rate(step, config) for step in (1, 4, 5, 8, 9)] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
 
 
+def test_epochs_of_no_known_length_are_refused():
+    with pytest.raises(UsageError, match="has not said how many images one has"):
+        learning_rate(1, ScheduleConfig(interval=0, interval_epochs=2))
+
+
 def test_an_interval_in_epochs_keeps_its_length_whatever_the_batch():
     config = ScheduleConfig(rate=0.1, factor=0.1, interval=0, interval_epochs=30, batch=256)
     for global_batch in (256, 1024, 100):

@@ -148,8 +148,9 @@ def test_other_weights_images_and_labels_by_option(command, paper_run, lmdb_fold
     assert ambiguous.code == 65
     assert "has several images of one name" in ambiguous.err
     left = command(evaluate, paper_run, "--val", lmdb_folder, *TWO, "--exclude", tmp_path / "named.txt", "--weights", "raw")
-    assert "19 images" in left.out  # two of each name, in either class
-    assert "4 others left out" in left.out
+    assert "21 images" in left.out
+    assert "2 others left out" in left.out
+    assert "named.txt lists, 1 are not in" in left.err
     assert "weights as trained" in left.out
     assert len(names) == 23
 
