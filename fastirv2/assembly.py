@@ -12,6 +12,7 @@ from torch import nn
 
 from fastirv2.config import Config, Options, as_table, read_recipe
 from fastirv2.data.dataset import Records, check_classes
+from fastirv2.data.faults import Faults
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, TrainOrder, ValidationOrder, check_input, needs_sizes
@@ -101,6 +102,7 @@ def prepare(options: Options, process: Process) -> Prepared:
     for records, training in ((train_set, True), (val_set, False)):
         if needs_sizes(config.input, training=training):
             _ = records.sizes  # read here, where every rank ends with one sentence if it cannot be done
+        Faults(records, config.data.on_bad).refuse_headless()
     data = {"train": options.train_path, "val": options.val_path}
     digests = {"train_digest": train_set.digest, "val_digest": val_set.digest}
     plan = divide(config, process.world, len(train_set))

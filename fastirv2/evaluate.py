@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fastirv2.data.dataset import Records
-from fastirv2.data.faults import OnBad
+from fastirv2.data.faults import Faults, OnBad
 from fastirv2.data.pictures import picture_of
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import check_input, needs_sizes
@@ -117,6 +117,7 @@ def prepare(options: Options) -> Task:
     notes += check_input(records, protocol.input, training=False, crops=options.crops)
     if needs_sizes(protocol.input, training=False, crops=options.crops):
         _ = records.sizes  # read here, where every rank ends with one sentence if it cannot be done
+    Faults(records, options.on_bad).refuse_headless()
     labels = labels_among(trained.classes, records, trained.source)
     right = labels[:, None]
     if options.real:

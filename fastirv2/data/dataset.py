@@ -55,6 +55,11 @@ class Records(ABC):
         """Bytes of all images as they are stored."""
 
     @property
+    def headless(self) -> frozenset[int]:
+        """The records that are no images by their first bytes, which DALI must not be given: it may crash in a large batch."""
+        return frozenset()
+
+    @property
     def names(self) -> Sequence[str] | None:
         """What the images were called where they came from, by record; None where that is not known."""
         return None

@@ -34,6 +34,9 @@ class Faults:
 
     def repaired(self, fed: Fed) -> Fed:
         """Return a batch without the records that are known to be bad; raises DataError when there are no others."""
+        if headless := self._records.headless:
+            for number in sorted(headless.difference(self.bad).intersection(fed.numbers.tolist())):
+                self._note(number, self._why_headless(number))
         if not self.bad:
             return fed
         bad = np.isin(fed.numbers, list(self.bad))
@@ -59,19 +62,35 @@ class Faults:
         numbers = np.unique(fed.numbers).tolist()
         found = _those(numbers, self._why_unreadable) or _those(numbers, self._why_undecodable)
         for number, reason in found.items():
-            self.bad.add(number)
-            sentence = f"{self._records.where(number)} cannot be decoded ({reason})"
-            if self._on_bad == "skip":
-                self._untold.append(sentence)
-            elif self.error is None:
-                advice = "remove it, build an LMDB with fastirv2-build-lmdb, which checks every image, or go on without it"
-                self.error = DataError(f"{sentence}; {advice}: --data.on-bad skip")
+            self._note(number, reason)
         return bool(found)
+
+    def refuse_headless(self) -> None:
+        """Raise DataError where a record is no image by its first bytes, and such are not skipped: before anything is done."""
+        if self._on_bad == "stop" and self._records.headless:
+            number = min(self._records.headless)
+            self._note(number, self._why_headless(number))
+        if self.error:
+            raise self.error
+
+    def _note(self, number: int, reason: str) -> None:
+        """Take a record for bad."""
+        self.bad.add(number)
+        sentence = f"{self._records.where(number)} cannot be decoded ({reason})"
+        if self._on_bad == "skip":
+            self._untold.append(sentence)
+        elif self.error is None:
+            advice = "remove it, build an LMDB with fastirv2-build-lmdb, which checks every image, or go on without it"
+            self.error = DataError(f"{sentence}; {advice}: --data.on-bad skip")
 
     def untold(self) -> list[str]:
         """Return a sentence for each bad record that was skipped since the last call."""
         told, self._untold = self._untold, []
         return told
+
+    def _why_headless(self, number: int) -> str:
+        """Return what is wrong with a record that is no image by its first bytes."""
+        return self._why_unreadable(number) or self._why_undecodable(number) or "it is no image"
 
     def _why_unreadable(self, number: int) -> str:
         """Return what Pillow says against a record's image, or an empty string."""

@@ -20,7 +20,7 @@ _SECONDS_A_LINE = 10
 
 
 def read_sizes(path: Callable[[int], str], count: int, digest: str) -> np.ndarray:
-    """Return the upright height and width in pixels of each of `count` images, uint16 (count, 2).
+    """Return the upright height and width in pixels of each of `count` images, uint16 (count, 2); 0 of what is no image.
 
     Args:
         path: the file of an image by its number.
@@ -28,10 +28,10 @@ def read_sizes(path: Callable[[int], str], count: int, digest: str) -> np.ndarra
         digest: of names and lengths of the files; the sizes are kept under it.
 
     Raises:
-        DataError: a file cannot be read, or holds no image.
+        DataError: a file cannot be read.
     """
     folder = cache_folder()
-    kept = folder / f"sizes-{digest[:24]}.npy"
+    kept = folder / f"sizes-2-{digest[:24]}.npy"
     with alone_in(folder):  # the ranks of a host all ask for them at once
         with contextlib.suppress(OSError, ValueError, EOFError):
             sizes = np.load(kept, allow_pickle=False)
@@ -58,7 +58,7 @@ def _read_all(path: Callable[[int], str], count: int) -> np.ndarray:
 
 
 def _size(path: str) -> tuple[int, int]:
-    """Return height and width of one image."""
+    """Return height and width of one image, or 0 and 0."""
     try:
         with open(path, "rb", buffering=0) as file:
             head = file.read(HEAD_BYTES)
@@ -68,8 +68,8 @@ def _size(path: str) -> tuple[int, int]:
                 width, height = upright_size(head + file.read())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} holds {error}; remove it, or build an LMDB with fastirv2-build-lmdb") from error
+    except ValueError:
+        return 0, 0
     if max(width, height) > 65_535:
         raise DataError(f"{path} is {width:,} × {height:,} pixels; at most 65,535 a side can be read")
     return height, width

@@ -26,6 +26,7 @@ class FileRecords(Records):
         super().__init__(path, source.labels.astype(np.int64), source.classes, digest)
         self._source = source
         self._sizes: np.ndarray | None = None
+        self._headless: frozenset[int] = frozenset()
 
     def __getitem__(self, number: int) -> tuple[bytes, int]:
         """Return the file's bytes and the label."""
@@ -40,10 +41,19 @@ class FileRecords(Records):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Read from the files' headers when first asked for."""
+        """Read from the files' headers when first asked for; a file without one is given that of another."""
         if self._sizes is None:
             self._sizes = read_sizes(lambda number: self._source.place(number).path, len(self), self.digest)
+            headless = self._sizes[:, 0] == 0
+            self._headless = frozenset(np.flatnonzero(headless).tolist())
+            self._sizes[headless] = 1 if headless.all() else self._sizes[~headless][0]
         return self._sizes
+
+    @property
+    def headless(self) -> frozenset[int]:
+        """Found when the sizes are read."""
+        _ = self.sizes
+        return self._headless
 
     @property
     def names(self) -> Names:

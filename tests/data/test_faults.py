@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastirv2.data.faults import Faults
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, TrainOrder, ValidationOrder
@@ -113,6 +114,29 @@ def test_a_data_set_without_a_good_record_ends_it(copy):
     loader = loading(copy, validation())
     with pytest.raises(DataError, match=r"all 23 records cannot be decoded; build it anew"):
         batches(loader, 3)
+
+
+def test_what_is_no_image_by_its_first_bytes_never_comes_to_the_decoder_which_may_crash_of_it(copy, monkeypatch):
+    """In batches of more than four times its threads DALI 2.4 did."""
+    paths = sorted(copy.rglob("*.jpg"))
+    Image.new("P", (20, 20)).save(paths[0], "GIF")
+    paths[9].write_text("<html>not found</html>")
+    records = open_records(copy)
+    assert records.headless == {0, 9}
+    given = []
+    feed = records.feed
+    monkeypatch.setattr(records, "feed", lambda numbers: (given.append(set(numbers.tolist())), feed(numbers))[1])
+    config = InputConfig(resize=88, crop=80, threads=1)
+    order = ValidationOrder(records, config, batch=23, world=1, rank=0)
+    loader = Loader(records, order, config, batch=23, device=CPU, cpus=1, on_bad="skip")
+    next(loader)
+    assert given[0] == set(range(23)) - {0, 9}
+    assert loader.faults.untold() == [
+        f"{paths[0]} cannot be decoded (GIF is not decoded here)", f"{paths[9]} cannot be decoded (it is no image)"
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"GIF is not decoded here\); remove it, .* or go on without it: --data.on-bad skip"):
+        Faults(records, "stop").refuse_headless()
+    Faults(records, "skip").refuse_headless()
 
 
 def test_where_a_gpus_memory_is_short_no_record_is_looked_for(copy, monkeypatch):

@@ -8,19 +8,25 @@ import pytest
 from tests.train.conftest import assert_done, latest, metrics, wait_for_line
 
 
+def spoil(path):
+    """Leave nothing of an image but its header."""
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"\xff\xda")])
+    return path
+
+
 @pytest.fixture
 def spoilt(images, tmp_path):
     """Images of which one cannot be decoded, and its path."""
     copy = shutil.copytree(images, tmp_path / "images")
-    (copy / "cat/05.jpg").write_bytes(b"no image")
-    return copy, copy / "cat/05.jpg"
+    return copy, spoil(copy / "cat/05.jpg")
 
 
 def test_it_stops_with_the_state_saved_and_goes_on_without_the_record(light, spoilt, tmp_path):
     data, bad = spoilt
     run = tmp_path / "run"
     stopped = light(run, train=data, ranks=2)
-    assert f"fastirv2.train: {bad} cannot be decoded (it is no image); " in stopped.stderr
+    assert f"fastirv2.train: {bad} cannot be decoded (" in stopped.stderr
     assert stopped.stderr.count("cannot be decoded") == 1
     assert "--data.on-bad skip" in stopped.stderr
     step = latest(run)["step"]
@@ -31,7 +37,7 @@ def test_it_stops_with_the_state_saved_and_goes_on_without_the_record(light, spo
     assert f"going on after step {step}" in done.stdout
     assert [line["step"] for line in metrics(run, "train")] == list(range(1, 10))
     (told,) = metrics(run, "bad")
-    assert told["record"] == f"{bad} cannot be decoded (it is no image)"
+    assert told["record"].startswith(f"{bad} cannot be decoded (")
     assert done.stderr.count("cannot be decoded") == 1
     assert "another record of its batch takes its place" in done.stderr
 
@@ -47,7 +53,7 @@ def test_in_validation_it_stops_too_and_the_epoch_is_validated_when_it_goes_on(l
 def test_the_last_record_of_a_validation_by_two_ranks_is_skipped_and_named_though_nothing_comes_after(light, images, tmp_path):
     data = shutil.copytree(images, tmp_path / "images")
     bad = max(data.rglob("*.jpg"))
-    bad.write_bytes(b"no image")
+    bad.write_bytes(b"no image")  # nor a header
     run = tmp_path / "run"
     assert_done(light(run, "--data.on-bad", "skip", "--train.epochs", "1", val=data, ranks=2))
     assert [line["record"] for line in metrics(run, "bad")] == [f"{bad} cannot be decoded (it is no image)"]
@@ -63,7 +69,7 @@ def test_in_the_last_step_it_is_not_lost(light, spoilt, tmp_path):
 def test_more_than_a_thousandth_is_not_skipped(light, spoilt, tmp_path):
     data, _ = spoilt
     for name in ("cat/01.jpg", "dog/02.jpg"):
-        (data / name).write_bytes(b"no image")
+        spoil(data / name)
     ended = light(tmp_path / "run", "--data.on-bad", "skip", train=data)
     assert_done(ended, 65)
     assert "records cannot be decoded, more than 0.1 % of an epoch" in ended.stderr
