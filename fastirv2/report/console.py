@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -17,12 +18,20 @@ from fastirv2.report.metrics import Line
 SLOW = 0.05  # the share of waiting for data from which on the rank that waits most is named
 
 
+class _Rich(RichConsole):
+    """Says nothing more once nobody reads it, as when tee is ended by the same Ctrl-C: a run is to save all the same."""
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent, where rich would end the process."""
+        self.quiet = True
+
+
 class Console:
     """Speaks for rank 0; silent on the other ranks."""
 
     def __init__(self, *, first: bool) -> None:
-        self._rich = RichConsole(quiet=not first, highlight=False, soft_wrap=True)
-        self._errors = RichConsole(quiet=not first, highlight=False, soft_wrap=True, stderr=True)
+        self._rich = _Rich(quiet=not first, highlight=False, soft_wrap=True)
+        self._errors = _Rich(quiet=not first, highlight=False, soft_wrap=True, stderr=True)
         self._first = first
         self._live: Live | None = None
         self._steps = Progress()
@@ -124,12 +133,8 @@ def moment(time: float) -> str:
 
 def _print(console: RichConsole, text: str) -> None:
     """Print a line; output that goes to a full disk comes later, and is no reason to end a run."""
-    try:
+    with contextlib.suppress(OSError):
         console.print(text, markup=False)
-    except BrokenPipeError:
-        raise
-    except OSError:
-        pass
 
 
 def _pair(row: Line, which: str, digits: int) -> str:

@@ -1,5 +1,6 @@
 """What a run says, on a terminal and elsewhere."""
 
+import contextlib
 import os
 import pty
 import re
@@ -116,3 +117,15 @@ def test_a_live_line_on_a_terminal():
 def test_other_ranks_are_silent():
     done = run_script(first=False)
     assert done.stdout == done.stderr == ""
+
+
+def test_a_run_falls_silent_where_nobody_reads_it_any_more(monkeypatch):
+    """As where a Ctrl-C has ended the tee that it was piped into."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        console = Console(first=True)
+        console.say("one")
+        console.say("another")
+        monkeypatch.undo()
