@@ -111,13 +111,18 @@ class Predictor:
                 yield network.features.cpu().numpy()
 
     def _say(self, file: str, best: list[tuple[str, int, float]]) -> None:
-        """Print an image's classes; the reader of a pipe may have them at once."""
+        """Print an image's classes; the reader of a pipe may have them at once. Raises DataError where the disk is full."""
         if self.options.json:
             top = [{"class": name, "label": label, "probability": round(value, 6)} for name, label, value in best]
-            print(json.dumps({"path": file, "top": top}), flush=True)
+            text = json.dumps({"path": file, "top": top})
         else:
-            lines = [f"{100 * value:7.2f} %  {name}" for name, _, value in best]
-            print("\n".join([file, *lines]), flush=True)
+            text = "\n".join([file, *(f"{100 * value:7.2f} %  {name}" for name, _, value in best)])
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise DataError(f"the predictions cannot be written: {error.strerror}; send stdout to another place") from error
 
 
 def write_features(out: Path, predictor: Predictor) -> None:
@@ -136,6 +141,8 @@ def write_features(out: Path, predictor: Predictor) -> None:
 
     try:
         write_file(out, write)
+    except BrokenPipeError:  # of stdout
+        raise
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or error}; choose another --features") from error
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
-from fastirv2.data.pictures import UnreadableError, central_square, read_picture
+from fastirv2.data.pictures import UnreadableError, central_square, read_picture, seen
 from fastirv2.data.samples import InputConfig
 from fastirv2.errors import DataError, UsageError
 from fastirv2.models import create
@@ -96,12 +96,11 @@ class Preprocess:
 
 
 def _upright(image: Picture) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
     try:
-        return read_picture(os.fspath(image))
+        return seen(image) if isinstance(image, Image.Image) else read_picture(os.fspath(image))
     except UnreadableError as error:
-        raise DataError(f"{os.fspath(image)} cannot be read: {error}") from error
+        what = "an image" if isinstance(image, Image.Image) else os.fspath(image)
+        raise DataError(f"{what} cannot be read: {error}") from error
 
 
 def load(path: str | os.PathLike[str], arch: str | None = None, weights: Which = "auto") -> nn.Module:

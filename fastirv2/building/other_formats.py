@@ -23,6 +23,10 @@ _NOT_READ = {
 }
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF"}
 _BITS_PER_SAMPLE = 258  # TIFF's tag
+_TURNS = dict(enumerate((
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), start=2))  # by EXIF's number
 _STRIP_PIXELS = 1 << 22
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it says of broken files would go to stderr
 
@@ -57,6 +61,22 @@ def read_other(data: bytes) -> Picture:
         raise BadImageError(_unknown(data)) from error
     except Exception as error:  # Pillow's plugins raise whatever parsing a broken file comes to
         raise BadImageError(f"broken {kind}: {first_line(error)}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of Pillow's as a build stores it: RGB, turned as its EXIF block says.
+
+    Nothing of that block is written anew, as Pillow's own turning does, which fails on odd ones. Raises BadImageError for
+    more than 16 bits a channel, and whatever Pillow raises of broken files.
+    """
+    image.load()
+    deep = image.format == "TIFF" and max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 16
+    if deep or image.mode == "F":
+        raise BadImageError("more than 16 bits a channel are not supported")
+    plain = image.mode == "RGB" and not image.has_transparency_data
+    seen = image.convert("RGB") if plain else Image.fromarray(_rgb(image))
+    turn = _TURNS.get(exif_orientation(image.info.get("exif")) or 1)
+    return seen if turn is None else seen.transpose(turn)
 
 
 def _unknown(data: bytes) -> str:

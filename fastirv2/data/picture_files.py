@@ -61,7 +61,7 @@ def is_list(path: str) -> bool:
 
 def _listed(file: str) -> Iterator[str]:
     folder = os.path.dirname(file)
-    for line in Path(file).read_text(errors="surrogateescape").splitlines():
+    for line in Path(file).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines():
         if line.strip():
             yield _path_of(line.strip(), folder)
 

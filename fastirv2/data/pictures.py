@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from fastirv2.building.other_formats import upright_rgb
 from fastirv2.data.augment import centre_crops
 from fastirv2.data.dataset import Records
 from fastirv2.data.samples import InputConfig, needs_sizes
@@ -19,18 +21,32 @@ class UnreadableError(Exception):
 
 
 def read_picture(file: str | io.BytesIO) -> Image.Image:
-    """Return an image in RGB, turned as its EXIF block says.
+    """Return an image in RGB as a build would store it, turned as its EXIF block says.
 
     Raises:
         UnreadableError: it is missing, cut short, or no image.
     """
     try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                return seen(image)
     except UnidentifiedImageError as error:
         raise UnreadableError("it is no image") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+    except Exception as error:
+        raise UnreadableError(_reason(error)) from error
+
+
+def seen(image: Image.Image) -> Image.Image:
+    """Return an image of Pillow's as `read_picture` does a file's; raises UnreadableError."""
+    try:
+        return upright_rgb(image)
+    except Exception as error:  # Pillow's plugins raise whatever parsing a broken file comes to
+        raise UnreadableError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def picture_of(records: Records, number: int) -> Image.Image:

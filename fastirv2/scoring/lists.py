@@ -166,6 +166,6 @@ def _names(records: Records, file: str) -> list[str]:
 
 def _read(file: str) -> str:
     try:
-        return Path(file).read_text()
+        return Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from error

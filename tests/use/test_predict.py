@@ -2,16 +2,19 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastirv2 import predict
+from fastirv2.building.other_formats import read_other
 from fastirv2.data.picture_files import find_pictures
 from fastirv2.data.pictures import UnreadableError, read_picture
 from fastirv2.trained import open_trained
+from tests.conftest import photograph
 from tests.trained import pixels
 
 
@@ -103,3 +106,45 @@ def test_pictures_are_upright_and_what_is_none_is_refused():
     for broken, reason in ((data.getvalue()[:200], r"(?i)truncated"), (b"GIF89a", "."), (b"", "no image")):
         with pytest.raises(UnreadableError, match=reason):
             read_picture(io.BytesIO(broken))
+
+
+def deep_gray():
+    return Image.fromarray((np.arange(48 * 40, dtype=np.uint16) * 34).reshape(40, 48))
+
+
+def see_through():
+    image = Image.new("RGBA", (48, 40), (200, 30, 60, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 20, 20))
+    return image
+
+
+@pytest.mark.parametrize("picture", [deep_gray, see_through])
+def test_a_picture_is_what_a_build_makes_of_it(picture):
+    data = io.BytesIO()
+    picture().save(data, "PNG")
+    built = read_other(data.getvalue()).pixels
+    assert np.array_equal(np.asarray(read_picture(io.BytesIO(data.getvalue()))), built)
+    assert built.std() > 40
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_pictures_are_turned_as_pillow_turns_them_and_an_odd_exif_block_is_no_matter(turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = io.BytesIO()
+    photograph(3, 40, 30).save(data, "JPEG", exif=exif.tobytes() + b"\xff" * 9)
+    with Image.open(io.BytesIO(data.getvalue())) as image:
+        assert np.array_equal(np.asarray(read_picture(io.BytesIO(data.getvalue()))), np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_numbers_of_32_bits_are_refused():
+    data = io.BytesIO()
+    Image.new("F", (9, 9), 3.5).save(data, "TIFF")
+    with pytest.raises(UnreadableError, match="more than 16 bits a channel"):
+        read_picture(io.BytesIO(data.getvalue()))
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    photograph(3, 40, 30).save(tmp_path / "one.jpg")
+    (tmp_path / "list.txt").write_text("one.jpg\n", encoding="utf-8-sig")
+    assert [os.path.basename(path) for path in find_pictures([str(tmp_path / "list.txt")])] == ["one.jpg"]
