@@ -98,9 +98,11 @@ def _numbered(classes: list[str]) -> bool:
 
 def _difference(ours: list[str], theirs: list[str]) -> str:
     """Say how two lists of classes differ."""
-    advice = "build both with the same --classes file"
+    advice = "build both with the same --classes file, or give both the same class folders, empty ones too"
     if len(ours) != len(theirs) and _numbered(ours) == _numbered(theirs):
-        return f"{len(ours)} and {len(theirs)}; {advice}"
+        alone = sorted(set(ours) ^ set(theirs))
+        only = f", as '{alone[0]}' is in one alone" if alone else ""
+        return f"{len(ours)} and {len(theirs)}{only}; {advice}"
     pairs = enumerate(zip(ours, theirs, strict=False))
     label = next((i for i, pair in pairs if pair[0] != pair[1]), None)
     if label is None:

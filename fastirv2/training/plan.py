@@ -160,7 +160,9 @@ def make_plan(*, global_batch: int, world: int, batch: int, bn_batch: int, sync_
             f"{global_batch}; one of {_listed(fitting or divisors)} would do"
         )
     if not fitting or (batch and batch not in fitting):
-        hint = f"--train.batch {_listed(fitting)} would do" if fitting else "use other ranks, or --train.sync-bn local"
+        alone = batch or share
+        others = f"--train.bn-batch {alone if alone > 1 else global_batch} would do"
+        hint = f"--train.batch {_listed(fitting)} would do" if fitting else others
         raise UsageError(
             f"normalisation over {bn_batch} images cannot be met by {world} ranks with passes of {batch or share} images; "
             f"{hint}"

@@ -42,7 +42,7 @@ def test_a_large_share_is_taken_in_passes_of_at_most_256():
         ({"batch": 48}, "--train.batch 48 does not divide the 64 images .* one of 64, 32 would do"),
         ({"batch": 16}, "over 32 images cannot be met by 1 ranks with passes of 16 images; --train.batch 64, 32 would do"),
         ({"batch": 1, "bn_batch": 0}, "over a single image make no sense"),
-        ({"world": 2, "bn_batch": 48}, "cannot be met by 2 ranks .* use other ranks, or --train.sync-bn local"),
+        ({"world": 2, "bn_batch": 48}, "cannot be met by 2 ranks with passes of 32 images; --train.bn-batch 32 would do"),
     ],
 )
 def test_what_does_not_divide_is_refused_with_what_would(wrong, text):
