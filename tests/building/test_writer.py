@@ -124,3 +124,11 @@ def test_index_and_dataset_say_where_and_what_the_images_are(tmp_path):
 @pytest.mark.parametrize(("count", "digits"), [(1, 8), (10**8, 8), (10**8 + 1, 9), (10**9, 9)])
 def test_keys_have_eight_digits_or_as_many_as_the_last_one_needs(count, digits):
     assert key_digits(count) == digits
+
+
+def test_what_a_disk_takes_in_part_is_written_whole(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(writer_module.os, "write", lambda file, data: write(file, data[:3]))
+    with (tmp_path / "file").open("wb") as file:
+        writer_module._write_all(file.fileno(), bytearray(b"12345678"))
+    assert (tmp_path / "file").read_bytes() == b"12345678"

@@ -126,3 +126,8 @@ def test_the_centre_crop_of_a_wide_image_lies_in_its_middle():
     wide = 500 * 328 // 375
     assert windows.start[0] * (328, wide) == pytest.approx((14, (wide - 299) // 2), abs=1e-3)
     assert windows.end[1] * (wide, 328) == pytest.approx(((wide - 299) // 2 + 299, 313), abs=1e-3)
+
+
+def test_most_strips_have_a_window_after_a_hundred_tries():
+    windows = distorted_crops(0, np.zeros(500, np.int64), np.arange(500), np.tile([[60, 600]], (500, 1)))
+    assert not (np.abs(windows.end - windows.start) == 1).all(1).any()

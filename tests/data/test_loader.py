@@ -1,6 +1,7 @@
 """From records to tensors: the right pixels and labels, in order, without copies, the same for every form of data."""
 
 import io
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from PIL import Image
 
 from fastirv2.data import sampler
 from fastirv2.data.augment import random_crops
-from fastirv2.data.loader import Loader
+from fastirv2.data.loader import Loader, _HostClock, _in_pixels
 from fastirv2.data.records import open_records
-from fastirv2.data.samples import InputConfig, TrainOrder, ValidationOrder
+from fastirv2.data.samples import Fed, InputConfig, TrainOrder, ValidationOrder
 from fastirv2.errors import UsageError
 from tests.conftest import build
 
@@ -300,3 +301,19 @@ def test_a_gpu_batch_stays_whole_while_kernels_read_it(lmdb_folder):
     loader.close()
     want = [int(images.sum()) for images, _, _ in take(lmdb_folder, training(), 30, device=device)]
     assert [int(s) for s in sums] == want
+
+
+def test_windows_in_pixels_are_those_that_were_drawn():
+    numbers = np.arange(1000)
+    windows = random_crops(0, np.zeros(1000, np.int64), numbers, 328, 299)
+    corners, shape, _ = _in_pixels(Fed(numbers, windows, 299, 1000), 328)
+    ends = np.maximum(windows.start, windows.end).astype(np.float64) * 328
+    assert np.abs(corners + shape - ends).max() < 0.01
+
+
+def test_waiting_is_counted_once():
+    clock = _HostClock()
+    with clock:
+        time.sleep(0.01)
+    assert clock.take() >= 0.01
+    assert clock.take() == 0

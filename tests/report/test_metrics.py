@@ -101,3 +101,12 @@ def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path):
 def test_lines_come_at_least_every_step():
     with pytest.raises(UsageError, match=r"--log\.every 0"):
         LogConfig(every=0)
+
+
+def test_lines_that_waited_come_once(tmp_path):
+    lines = [{"kind": "bad", "step": step} for step in (1, 2, 3)]
+    for line in lines[:2]:
+        Metrics(tmp_path).add(line)
+    written = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    Metrics(tmp_path).cut(3, pending=False, waiting=[written[1], '{"kind": "bad", "step": 3}\n'])
+    assert read_metrics(tmp_path / "metrics.jsonl") == lines

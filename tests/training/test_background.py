@@ -12,7 +12,7 @@ import torch
 from fastirv2.errors import DataError
 from fastirv2.training import background
 from fastirv2.training.background import BackgroundWriter, HostCopy
-from fastirv2.training.checkpoint import Checkpoints, read
+from fastirv2.training.checkpoint import Checkpoints, RefusedError, read
 from tests.processes import full_disk
 
 
@@ -229,3 +229,21 @@ def test_a_kill_at_any_instant_leaves_a_whole_one(tmp_path):
         assert read(tmp_path / "best.pt")["step"] in (written // 5 * 5, (written + 1) // 5 * 5)
         for path in tmp_path.iterdir():
             path.unlink()
+
+
+def test_a_refused_best_keeps_its_own_numbers(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    save, full = checkpoints.save, [True]
+
+    def refuse(*given):
+        if full[0]:
+            raise RefusedError("full", "make room")
+        save(*given)
+
+    monkeypatch.setattr(checkpoints, "save", refuse)
+    writer = BackgroundWriter(checkpoints, lambda best: None, lambda text: None, lambda text: None)
+    for step in (1, 2):
+        writer.put({"w": torch.full((2,), float(step))}, step, 1)
+    full[0] = False
+    writer.finish()
+    assert [read(checkpoints.path(step))["w"].tolist() for step in (1, 2)] == [[1, 1], [2, 2]]

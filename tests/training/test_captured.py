@@ -78,3 +78,11 @@ def test_a_captured_step_on_a_gpu_is_the_step():
     for name, value in plain.model.state_dict().items():
         torch.testing.assert_close(captured.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
     assert captured.train_counts.take()[3] == 12
+
+
+def test_a_recorded_step_is_given_its_number():
+    seen, none = [], torch.zeros(1, dtype=torch.int64)
+    step = CapturedStep(lambda images, labels, keys, number: seen.append(int(number)), Again)
+    for number in range(1, 7):
+        step.step(torch.zeros(1, 3, 2, 2), none, none, number)
+    assert seen == [1, 2, 3, 4, 5, 6]

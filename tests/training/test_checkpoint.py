@@ -177,3 +177,21 @@ def test_options_out_of_bounds_are_refused(wrong):
 
     with pytest.raises(UsageError, match="checkpoint: "):
         CheckpointConfig(**wrong)
+
+
+def test_links_left_half_made_by_a_kill_are_in_nobodys_way(checkpoints):
+    checkpoints.folder.mkdir()
+    (checkpoints.folder / ".latest.pt.new").symlink_to("gone")
+    checkpoints.save({"step": 1}, 1, 1)
+    (checkpoints.folder / ".best.pt.new").symlink_to("gone")
+    checkpoints.sweep()
+    assert names(checkpoints) == ["best.pt", "latest.pt", "step-00000001.pt"]
+
+
+def test_a_link_that_the_disk_refuses_is_an_error(checkpoints, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    with pytest.raises(RefusedError, match="Input/output error"):
+        checkpoints.save({"step": 1}, 1, 1)

@@ -7,10 +7,11 @@ from torch import nn
 from fastirv2.errors import UsageError
 from fastirv2.models.layers import GlobalPool
 from fastirv2.models.norm import BatchNorm2d, Statistics, share_statistics
+from fastirv2.pipelines import IMAGENET_MEAN, IMAGENET_STD
 from fastirv2.scoring.outcomes import _outcomes
 from fastirv2.training.distributed import Process
 from fastirv2.training.ema import EmaConfig
-from fastirv2.training.engine import Counts, Engine, choose_precision
+from fastirv2.training.engine import Counts, Engine, choose_precision, imagenet
 
 CPU = torch.device("cpu")
 ALONE = Process(rank=0, world=1, local_rank=0, local_world=1, device=CPU)
@@ -234,3 +235,17 @@ def test_a_step_on_a_gpu_never_waits_for_it(options):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert engine.train_counts.take()[3] == 24
+
+
+@pytest.mark.parametrize("amp", ["fp32", "bf16", "fp64"])
+def test_tf32_is_on_in_no_other_precision(amp):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    choose_precision(amp, CPU)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_imagenets_mean_becomes_0_and_a_deviation_more_1():
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    for value, images in ((0.0, mean), (1.0, mean + std)):
+        torch.testing.assert_close(imagenet(images, torch.float64), torch.full_like(mean, value))

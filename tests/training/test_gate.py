@@ -134,3 +134,20 @@ def test_a_network_without_statistics_has_a_gate_too():
     before = model.weight.clone()
     assert gate.pass_through(optimizer) == 1
     assert torch.equal(model.weight, before)
+
+
+def test_the_scale_counts_good_steps_in_a_row_and_has_a_bound():
+    model = nn.Linear(3, 2)
+    gate, optimizer = Gate(model, clip=0.0, scaled=True), create_optimizer(model, OptimizerConfig())
+    set_rate(optimizer, 0.1)
+
+    def step(gradient, **state):
+        gate.load_state_dict(gate.state_dict() | {name: torch.tensor(value) for name, value in state.items()})
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        gate.pass_through(optimizer)
+        return float(gate.scale), int(gate.state_dict()["good"])
+
+    assert step(0.0, good=1999, scale=2.0**32) == (2.0**32, 2000)
+    assert step(float("nan"), good=1998, scale=2.0**16) == (2.0**15, 0)
+    assert step(0.0, good=199) == (2.0**15, 200)

@@ -109,3 +109,7 @@ def test_the_interval_is_given_once(both):
     with pytest.raises(UsageError, match="exactly one of the two says when the factor comes"):
         ScheduleConfig(**both)
     ScheduleConfig(**both, kind="cosine")  # which has no factors
+
+
+def test_the_warm_up_is_whole_steps_that_hold_all_its_images():
+    assert for_run(ScheduleConfig(warmup_epochs=0.5), global_batch=64, count=641, total_steps=9).warmup_steps == 6

@@ -1,0 +1,64 @@
+"""What is said between steps, and which validation is the best."""
+
+import math
+from types import SimpleNamespace
+
+import torch
+
+from fastirv2.training import between
+
+
+def test_a_dying_network_is_warned_of_once_and_nobody_waits_longer_than_the_time_there_was():
+    said, lines, shares = [], [], iter([0.9, 0.96, 0.97])
+    batches = SimpleNamespace(faults=SimpleNamespace(untold=list), wait_seconds=lambda: 1e9)
+    run = SimpleNamespace(
+        engine=SimpleNamespace(
+            train_counts=SimpleNamespace(take=lambda: torch.tensor([8.0, 4, 6, 8])),
+            gate=SimpleNamespace(take_skipped=lambda: 0),
+            zero_share=lambda: next(shares),
+            device=torch.device("cpu"),
+            compiler=None,
+        ),
+        train=batches,
+        val=batches,
+        process=SimpleNamespace(world=1, rank=0),
+        plan=SimpleNamespace(global_batch=8, epoch_of=lambda step: 1, epochs=1),
+        console=SimpleNamespace(warn=said.append),
+        reporter=SimpleNamespace(train=lines.append),
+        utilisation=None,
+        step=5,
+        interval=0.0,
+        paused=0.0,
+        dying=False,
+    )
+    for _ in range(3):
+        between.log_interval(run, 0.1)
+    (warning,) = said
+    assert "96.0 % of the activations before the pool are zero at step 5" in warning
+    assert {line["data_wait_share"] for line in lines} == {1.0}
+
+
+def test_a_validation_without_a_finite_loss_is_never_the_best(monkeypatch):
+    monkeypatch.setattr(between, "settle_statistics", lambda run: None)
+    sums, told = torch.tensor([math.inf, 2, 3, 4]), []
+    run = SimpleNamespace(
+        plan=SimpleNamespace(epochs=3),
+        engine=SimpleNamespace(validate=lambda *_: [sums]),
+        val=SimpleNamespace(wait_seconds=lambda: 0, faults=SimpleNamespace(untold=list)),
+        reporter=SimpleNamespace(epoch=lambda lines, *, best: told.append(best)),
+        recalibration=None,
+        pending=2,
+        val_steps=1,
+        paused=0.0,
+        best_error=60.0,
+        best_epoch=1,
+        best_step=3,
+        step=6,
+        fault=None,
+    )
+    between.validate(run)
+    sums[0] = 1.0
+    between.validate(run)
+    assert told == [False, True]
+    assert (run.best_error, run.best_step, run.pending) == (50.0, 6, 0)
+    assert run.paused > 0
