@@ -119,6 +119,11 @@ def check_effect(config: Config, plan: Plan) -> list[str]:
     if config.optimizer.kind == "sgd" and idle:
         names = " and ".join(f"--optimizer.{name}" for name in idle)
         warnings.append(f"sgd has no use for {names}")
+    if plan.count < plan.global_batch:
+        warnings.append(
+            f"a step takes {plan.global_batch} images and the training set has {plan.count}, so that {plan.epochs} epochs are "
+            f"{plan.total_steps:,} steps; give a smaller --train.global-batch"
+        )
     if config.schedule.warmup_steps >= plan.total_steps:
         warnings.append(
             f"the warm-up takes all {plan.total_steps:,} steps, so that the learning rate never comes to "

@@ -128,6 +128,8 @@ def read_recipe(name: str) -> tuple[Config, dict[str, Any]]:
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
+        if name.endswith(".toml"):
+            raise UsageError(f"there is no file {name}; the recipes that come with the program are {', '.join(recipe_names())}")
         raise UsageError(f"there is no recipe '{name}'{nearest(name, recipe_names())}")
     content = read_toml(path)
     texts = {key: _checked(content.pop(key), hint, f"{path}: {key}") for key, hint in TEXTS.items() if key in content}

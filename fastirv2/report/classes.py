@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,9 @@ def _picture(found: ByClass, rows: list[dict[str, object]], picture_of: Callable
             name = found.names[int(found.predicted[place])]
             axis.set_title(f"{_short(name, 22)}\n{100 * found.confidence[place]:.0f} %", fontsize=7)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of names in a script that matplotlib's font has not
+        figure.savefig(picture, format="png", dpi=110)
     return picture.getvalue()
 
 

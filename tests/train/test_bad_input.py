@@ -16,6 +16,7 @@ def one_sentence(process, code):
 
 USAGE = [
     (["--recipe", "dmo"], "there is no recipe 'dmo'; did you mean 'demo'?"),
+    (["--recipe", "mine.toml"], "there is no file mine.toml; the recipes that come with the program are caffe, demo, "),
     (["--recipe", "demo", "--train.epoch", "3"], "there is no option --train.epoch; did you mean '--train.epochs'?"),
     (["--recipe", "demo"], "--train is missing; see --help"),
     ([], "--recipe is missing; the recipes are caffe, demo, fast, finetune, long, paper"),

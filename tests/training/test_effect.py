@@ -20,6 +20,12 @@ from fastirv2.training.schedule import ScheduleConfig
 )
 def test_what_has_no_effect_is_warned_of(optimizer, warmup_steps, said):
     config = SimpleNamespace(optimizer=optimizer, schedule=ScheduleConfig(rate=0.045, warmup_steps=warmup_steps))
-    warnings = check_effect(config, SimpleNamespace(total_steps=100))
+    warnings = check_effect(config, SimpleNamespace(total_steps=100, count=64, global_batch=64))
     assert len(warnings) == len(said)
     assert all(warning.startswith(start) for warning, start in zip(warnings, said, strict=True))
+
+
+def test_a_batch_larger_than_the_data_set_is_warned_of():
+    config = SimpleNamespace(optimizer=OptimizerConfig(), schedule=ScheduleConfig())
+    (warning,) = check_effect(config, SimpleNamespace(total_steps=6, count=18, global_batch=64, epochs=20))
+    assert warning.startswith("a step takes 64 images and the training set has 18, so that 20 epochs are 6 steps; ")
