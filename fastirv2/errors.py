@@ -125,6 +125,22 @@ def tell(text: str) -> None:
         _close_stdout()
 
 
+def put(text: str) -> None:
+    """Print to stdout, at once, what a command is for.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        DataError: it goes into a file, and the disk is full.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _close_stdout()
+        raise DataError(f"what was found cannot be written: {error.strerror}; send stdout to another place") from error
+
+
 def _close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

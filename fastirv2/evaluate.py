@@ -20,7 +20,7 @@ from fastirv2.data.faults import Faults, OnBad
 from fastirv2.data.pictures import picture_of
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import check_input, needs_sizes
-from fastirv2.errors import DataError, UsageError, run_command, short_options
+from fastirv2.errors import DataError, UsageError, put, run_command, short_options
 from fastirv2.models.weight_files import Which
 from fastirv2.report.accuracy import Score
 from fastirv2.report.classes import ByClass, make_folder, write_tables
@@ -146,10 +146,10 @@ def evaluate(options: Options, process: Process, console: Console) -> None:
     for sentence in (sentence for part in from_all(skipped) for sentence in part):
         console.warn(f"{sentence}; it is left out")
     if process.first:
-        report(options, replace(task, counted=task.counted & outcomes.known), outcomes, amp, console)
+        report(options, replace(task, counted=task.counted & outcomes.known), outcomes, amp)
 
 
-def report(options: Options, task: Task, outcomes: Outcomes, amp: str, console: Console) -> None:
+def report(options: Options, task: Task, outcomes: Outcomes, amp: str) -> None:
     """Print the score with its protocol, and write the tables."""
     counted = task.counted
     if not counted.any():
@@ -157,16 +157,15 @@ def report(options: Options, task: Task, outcomes: Outcomes, amp: str, console: 
     place, loss = outcomes.place[counted], outcomes.loss[counted]
     score = Score(len(place), int((place < 1).sum()), int((place < 5).sum()), float(loss.mean()))
     left_out = len(task.records) - score.images
-    if options.json:
-        console.say(json.dumps(_table(options, task, score, amp, left_out)))
-    else:
-        for line in _introduction(options, task, amp, left_out) + score.lines():
-            console.say(line)
-    if options.tables:
-        numbers = np.flatnonzero(counted)
-        columns = (task.labels[counted], outcomes.predicted[counted], outcomes.confidence[counted], place < 1, place < 5)
-        found = ByClass(task.trained.classes, numbers, *columns)
-        write_tables(found, Path(options.tables), lambda number: picture_of(task.records, number))
+    lines = _introduction(options, task, amp, left_out) + score.lines()
+    try:
+        put(json.dumps(_table(options, task, score, amp, left_out)) if options.json else "\n".join(lines))
+    finally:
+        if options.tables:
+            numbers = np.flatnonzero(counted)
+            columns = (task.labels[counted], outcomes.predicted[counted], outcomes.confidence[counted], place < 1, place < 5)
+            found = ByClass(task.trained.classes, numbers, *columns)
+            write_tables(found, Path(options.tables), lambda number: picture_of(task.records, number))
 
 
 def _introduction(options: Options, task: Task, amp: str, left_out: int) -> list[str]:

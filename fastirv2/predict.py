@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fastirv2.data.picture_files import find_pictures
-from fastirv2.errors import DataError, UsageError, run_command
+from fastirv2.errors import DataError, UsageError, put, run_command
 from fastirv2.files import write_file
 from fastirv2.models.weight_files import Which
 from fastirv2.scoring.network import Network, enough_memory
@@ -117,12 +117,7 @@ class Predictor:
             text = json.dumps({"path": file, "top": top})
         else:
             text = "\n".join([file, *(f"{100 * value:7.2f} %  {name}" for name, _, value in best)])
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise DataError(f"the predictions cannot be written: {error.strerror}; send stdout to another place") from error
+        put(text)
 
 
 def write_features(out: Path, predictor: Predictor) -> None:

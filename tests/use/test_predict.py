@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fastirv2 import predict
 from fastirv2.building.other_formats import read_other
 from fastirv2.data.picture_files import find_pictures
 from fastirv2.data.pictures import UnreadableError, read_picture
+from fastirv2.errors import DataError, put
 from fastirv2.trained import open_trained
 from tests.conftest import photograph
 from tests.trained import pixels
@@ -148,3 +150,11 @@ def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
     photograph(3, 40, 30).save(tmp_path / "one.jpg")
     (tmp_path / "list.txt").write_text("one.jpg\n", encoding="utf-8-sig")
     assert [os.path.basename(path) for path in find_pictures([str(tmp_path / "list.txt")])] == ["one.jpg"]
+
+
+def test_what_a_full_disk_does_not_take_is_an_error(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(DataError, match=r"what was found cannot be written: No space left on device; send stdout"):
+            put("99 %  owl")
+        monkeypatch.undo()
