@@ -29,10 +29,11 @@ from fastirv2.training.distributed import (
     is_lost_connection,
     join,
     leaving,
+    same_on_all,
     together,
 )
 from fastirv2.training.ema import describe_averaging
-from fastirv2.training.folder import check_run, enter, restarted, take_up
+from fastirv2.training.folder import begun_by_this_job, check_run, enter, take_up
 from fastirv2.training.optim import set_rate
 from fastirv2.training.plan import Plan
 from fastirv2.training.rehearsal import rehearse
@@ -200,7 +201,7 @@ def command() -> int:
 
 def execute(options: Options, process: Process, console: Console, watchdog: Watchdog) -> None:
     """Do the run, or say what it would be."""
-    if options.fresh and restarted():
+    if options.fresh and same_on_all(begun_by_this_job(Path(options.out))):
         options = replace(options, fresh=False)  # it was heeded when the command first ran
     beginning = read_beginning(options)
     options = fit_batch(options, process, console)

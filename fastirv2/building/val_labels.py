@@ -15,6 +15,7 @@ from fastirv2.building.listing import Names, Source
 from fastirv2.building.lists import MAX_CLASSES, read_filled_lines
 from fastirv2.errors import DataError, nearest
 
+_BOXES = re.compile(r"(\s-?\d+){4}(\s.*)?$")  # which Kaggle's file has of the objects
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 
 
@@ -45,16 +46,17 @@ def _in_order(path: str, folder: str, names: Names) -> Iterator[tuple[int, str]]
     """
     lines = read_filled_lines(path)
     begin = list(islice(lines, 2))
-    firsts = [_divided(text)[0] for _, text in begin]
-    if not any(first in (os.path.basename(name), _stem(name)) for name in names for first in firsts):
+    firsts = {name for _, text in begin for name, _ in _divisions(text)}
+    if not any(called in firsts for name in names for called in (os.path.basename(name), _stem(name))):
         yield from chain(begin, lines)
         return
     image = {os.path.basename(name): number for number, name in enumerate(names)}
     image |= {_stem(name): number for name, number in image.items()}
     found: list[tuple[int, str] | None] = [None] * len(names)
-    for number, text in chain(begin if firsts[0] in image else begin[1:], lines):  # the first may be a header
-        name, label = _divided(text)
-        if name not in image:
+    has_header = not any(name in image for name, _ in _divisions(begin[0][1]))
+    for number, text in chain(begin[has_header:], lines):
+        name, label = next((each for each in _divisions(text) if each[0] in image), ("", ""))
+        if not name:
             raise DataError(f"{path}, line {number}: '{text}' names no image of {folder}, or has no label")
         if before := found[image[name]]:
             raise DataError(f"{path}, line {number}: {name} is on line {before[0]} already")
@@ -69,14 +71,14 @@ def _stem(name: str) -> str:
     return os.path.splitext(os.path.basename(name))[0]
 
 
-def _divided(text: str) -> tuple[str, str]:
-    """Return an image's name and label of "name label", or of "name,label …" as in Kaggle's LOC_val_solution.csv.
+def _divisions(text: str) -> Iterator[tuple[str, str]]:
+    """Yield what a line may mean as an image's name and its label, which may both hold spaces.
 
-    Both are empty where the line is neither.
+    That is "name label", or "name,label" as in Kaggle's LOC_val_solution.csv, which has places of the objects behind it.
     """
-    name, comma, rest = text.partition(",")
-    name, *labels = [name.strip(), *rest.split()] if comma else text.rsplit(maxsplit=1) or [""]
-    return (os.path.basename(name), labels[0]) if labels else ("", "")
+    for name, between, label in (text.partition(","), text.rpartition(" "), text.rpartition("\t"), text.partition(" ")):
+        if between and label.strip():
+            yield os.path.basename(name.strip()), _BOXES.sub("", label).strip()
 
 
 class _Labels:

@@ -67,8 +67,9 @@ class Faults:
 
     def refuse_headless(self) -> None:
         """Raise DataError where a record is no image by its first bytes, and such are not skipped: before anything is done."""
-        if self._on_bad == "stop" and self._records.headless:
-            number = min(self._records.headless)
+        headless = self._records.headless  # read here, not in the first step
+        if self._on_bad == "stop" and headless:
+            number = min(headless)
             self._note(number, self._why_headless(number))
         if self.error:
             raise self.error
@@ -90,7 +91,7 @@ class Faults:
 
     def _why_headless(self, number: int) -> str:
         """Return what is wrong with a record that is no image by its first bytes."""
-        return self._why_unreadable(number) or self._why_undecodable(number) or "it is no image"
+        return self._why_unreadable(number) or self._why_undecodable(number) or "its size cannot be told, or is beyond 65,535"
 
     def _why_unreadable(self, number: int) -> str:
         """Return what Pillow says against a record's image, or an empty string."""

@@ -164,7 +164,7 @@ class BackgroundWriter:
         self._prune(job.best_step)
         self._jobs.remove(job)
         if self._refused and not self._jobs:
-            self._say(f"checkpoint {self._checkpoints.path(job.step)} is written: there is room again")
+            self._say(f"checkpoint {self._checkpoints.path(job.step)} is written: the disk takes it again")
             self._refused = False
 
     def _tell(self, error: RefusedError) -> None:

@@ -102,7 +102,8 @@ class Checkpoints:
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                break
+                (self.folder / name).unlink(missing_ok=True)  # a copy of a link, which would not follow
+                continue
             aside.rename(self.folder / name)
         sync_folder(self.folder)
 

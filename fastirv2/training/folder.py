@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ FREE = {
     "input.threads", "input.prefetch", "input.read_ahead", "data.on_bad", "model.merge",
 }  # fmt: skip
 FREE_SECTIONS = {"checkpoint", "log", "device"}
+_JOB = ".job"  # which job began RUN
 
 
 def enter(folder: Path, table: dict[str, Any], defaults: dict[str, Any], *, fresh: bool) -> int:
@@ -38,9 +41,12 @@ def enter(folder: Path, table: dict[str, Any], defaults: dict[str, Any], *, fres
             aside = (folder.with_name(f"{folder.name}.{number}") for number in range(1, 10**6))
             folder.rename(next(path for path in aside if not path.exists()))
         check_run(folder, table, defaults)
+        begins = not (folder / "config.toml").exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = _hold(folder)
         write_file(folder / "config.toml", lambda file: file.write(tomli_w.dumps(table).encode()))
+        if begins:
+            (folder / _JOB).write_text(_job())
     except HeldError as error:
         raise DataError(f"process {error} trains in {folder} already; wait for it, end it, or give another --out") from error
     except OSError as error:
@@ -48,9 +54,18 @@ def enter(folder: Path, table: dict[str, Any], defaults: dict[str, Any], *, fres
     return lock
 
 
-def restarted() -> bool:
-    """Return whether torchrun or Slurm has started this command before, and starts it again as it was first given."""
-    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+def begun_by_this_job(folder: Path) -> bool:
+    """Return whether torchrun or Slurm starts a command again as it was first given, and RUN is what it began then."""
+    again = any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    with contextlib.suppress(OSError):
+        return again and (folder / _JOB).read_text() == _job()
+    return False
+
+
+def _job() -> str:
+    """Return what stays the same when this job is started again."""
+    given = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")]
+    return next((each for each in given if each not in ("", "none")), f"{socket.gethostname()} {os.getppid()}")
 
 
 def _hold(folder: Path) -> int:

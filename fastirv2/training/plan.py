@@ -161,7 +161,9 @@ def make_plan(*, global_batch: int, world: int, batch: int, bn_batch: int, sync_
         )
     if not fitting or (batch and batch not in fitting):
         alone = batch or share
-        others = f"--train.bn-batch {alone if alone > 1 else global_batch} would do"
+        others = "give a larger --train.batch"
+        if alone > 1 or world > 1:
+            others = f"--train.bn-batch {alone if alone > 1 else world} would do"
         hint = f"--train.batch {_listed(fitting)} would do" if fitting else others
         raise UsageError(
             f"normalisation over {bn_batch} images cannot be met by {world} ranks with passes of {batch or share} images; "

@@ -68,6 +68,15 @@ def test_lines_that_name_the_images_may_come_in_any_order(folder, line, header):
     assert sequence(named) == sequence(open_source(str(folder), val_labels=labels(folder, SYNSETS)))
 
 
+@pytest.mark.parametrize("between", [",", " ", ", "])
+def test_names_of_classes_may_hold_spaces_beside_the_images_too(folder, between):
+    classes = ["tiger shark", "tiger cat", *["tiger shark"] * 5]
+    lines = [f"{name}{between}{each}" for name, each in zip(NAMES, classes, strict=True)]
+    source = open_source(str(folder), val_labels=labels(folder, lines))
+    assert source.classes == ["tiger cat", "tiger shark"]
+    assert source.labels.tolist() == [1, 0, 1, 1, 1, 1, 1]
+
+
 def test_the_folders_above_the_images_are_stripped(tmp_path):
     folder = files(tmp_path / "imagenet/val", NAMES)
     lines = labels(tmp_path / "x", SYNSETS)

@@ -1,5 +1,6 @@
 """Records that do not decode are named, and others of their batch take their places; data that is cut ends in a sentence."""
 
+import errno
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastirv2.data import file_sizes
 from fastirv2.data.faults import Faults
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
@@ -137,6 +139,24 @@ def test_what_is_no_image_by_its_first_bytes_never_comes_to_the_decoder_which_ma
     with pytest.raises(DataError, match=r"GIF is not decoded here\); remove it, .* or go on without it: --data.on-bad skip"):
         Faults(records, "stop").refuse_headless()
     Faults(records, "skip").refuse_headless()
+
+
+def test_a_file_that_cannot_be_read_is_looked_at_again_another_time(copy, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = str(sorted(copy.rglob("*.jpg"))[3])
+
+    def refused(file, *arguments, **options):
+        if file == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open(file, *arguments, **options)
+
+    monkeypatch.setattr(file_sizes, "open", refused, raising=False)
+    records = open_records(copy)
+    assert [records.where(number) for number in records.headless] == [path]
+    with pytest.raises(DataError, match=r"03.jpg cannot be decoded \(.*go on without it: --data.on-bad skip"):
+        Faults(records, "stop").refuse_headless()
+    monkeypatch.setattr(file_sizes, "open", open)
+    assert not open_records(copy).headless
 
 
 def test_where_a_gpus_memory_is_short_no_record_is_looked_for(copy, monkeypatch):

@@ -21,7 +21,7 @@ def test_a_run_outlives_a_full_disk(light, tmp_path):
     assert warning.startswith(f"warning: checkpoint {run}/checkpoints/step-0000000")
     assert "training goes on, and it is tried again each minute: make room" in warning
     assert more == ""
-    assert said.count("is written: there is room again") == 1
+    assert said.count("is written: the disk takes it again") == 1
     assert latest(run)["step"] == 6
     assert [line["step"] for line in metrics(run, "train")] == list(range(1, 7))
 

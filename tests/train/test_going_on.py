@@ -232,11 +232,12 @@ def test_what_changes_no_result_may_change(undisturbed, light, tmp_path):
 def test_fresh_moves_the_old_run_aside_once_a_job_and_deletes_nothing(undisturbed, light, tmp_path, monkeypatch):
     run = shutil.copytree(undisturbed[0], tmp_path / "run", symlinks=True)
     (tmp_path / "run.1").mkdir()
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # the first time it was killed before it came so far
     assert_done(light(run, "--fresh", "--train.stop-after", "1"))
     assert learned(tmp_path / "run.2") == learned(undisturbed[0])
     assert latest(run)["step"] == 1
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     assert "going on after step 1" in light(run, "--fresh", "--train.stop-after", "2").stdout
     assert not (tmp_path / "run.3").exists()
 

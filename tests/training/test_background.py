@@ -152,7 +152,7 @@ def test_a_full_disk_is_said_once_and_tried_again_until_there_is_room(writer, mo
     assert warning.startswith(f"checkpoint {writer.checkpoints.path(2)} cannot be written: File too large (it takes 0.4 MB, ")
     assert "training goes on" in warning
     assert warning.endswith("a kill would lose all that was done after step 1")
-    assert writer.said == [f"checkpoint {writer.checkpoints.path(3)} is written: there is room again"]
+    assert writer.said == [f"checkpoint {writer.checkpoints.path(3)} is written: the disk takes it again"]
 
 
 def test_the_best_waits_for_room_beside_the_latest(writer):

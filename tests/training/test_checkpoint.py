@@ -60,6 +60,8 @@ def test_a_file_system_without_links_has_the_checkpoints_alone(checkpoints, monk
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(Path, "symlink_to", refused)
+    checkpoints.folder.mkdir()
+    (checkpoints.folder / "best.pt").write_text("a copy of what was a link elsewhere")
     for step in (1, 2):
         checkpoints.save({"step": step, "best_step": 1}, step, best_step=1)
     assert names(checkpoints) == ["step-00000001.pt", "step-00000002.pt"]
