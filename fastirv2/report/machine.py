@@ -20,6 +20,7 @@ import torch
 from fastirv2.errors import DataError
 from fastirv2.host import available_cpus
 
+DRIVER = Path("/proc/driver/nvidia/version")  # which NVIDIA's driver makes
 KERNELS = "TORCHINDUCTOR_CACHE_DIR"  # the folder of what torch.compile made; what is in it decides a first step's seconds
 _GIVEN = os.environ.get(KERNELS)  # before torch sets it
 
@@ -65,8 +66,7 @@ def _cpu_name() -> str:
 
 
 def _driver() -> str | None:
-    path = Path("/proc/driver/nvidia/version")
-    return path.read_text().splitlines()[0] if path.exists() else None
+    return DRIVER.read_text().splitlines()[0] if DRIVER.exists() else None
 
 
 def _dali() -> str | None:

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -16,11 +15,10 @@ import torch.distributed as dist
 
 from fastirv2.errors import DataError, UsageError, UserError, say
 from fastirv2.host import cpu_share
+from fastirv2.report.machine import DRIVER
 from fastirv2.training.watchdog import Watchdog
 
 T = TypeVar("T")
-
-DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
