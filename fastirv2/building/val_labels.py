@@ -50,8 +50,8 @@ def _in_order(path: str, folder: str, names: Names) -> Iterator[tuple[int, str]]
     if not any(called in firsts for name in names for called in (os.path.basename(name), _stem(name))):
         yield from chain(begin, lines)
         return
-    image = {os.path.basename(name): number for number, name in enumerate(names)}
-    image |= {_stem(name): number for name, number in image.items()}
+    image = {_stem(name): number for number, name in enumerate(names)}
+    image |= {os.path.basename(name): number for number, name in enumerate(names)}
     found: list[tuple[int, str] | None] = [None] * len(names)
     has_header = not any(name in image for name, _ in _divisions(begin[0][1]))
     for number, text in chain(begin[has_header:], lines):
