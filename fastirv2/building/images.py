@@ -27,7 +27,7 @@ from fastirv2.building.jpeg import (
     read_frame,
     verify_jpeg,
 )
-from fastirv2.building.other_formats import read_other
+from fastirv2.building.other_formats import read_other, upright
 from fastirv2.building.resize import Resize, Stacked, Stacks, resized
 from fastirv2.building.sources import Place
 from fastirv2.building.transcode import check_coefficients, to_baseline
@@ -263,7 +263,7 @@ def _encoded(pixels: np.ndarray, turn: int, target: tuple[int, int], quality: in
     if pixels.shape[:2] != (height, width):
         pixels = resized(pixels, width, height)
     if turn > 1:
-        pixels = _upright(pixels, turn)
+        pixels = upright(pixels, turn)
         repair = _joined(repair, f"EXIF orientation {turn}")
     return Prepared(encode_jpeg(pixels, quality), *target, repair)
 
@@ -271,15 +271,6 @@ def _encoded(pixels: np.ndarray, turn: int, target: tuple[int, int], quality: in
 def _turned_size(turn: int, size: tuple[int, int]) -> tuple[int, int]:
     """Return (width, height) after turning by an EXIF orientation, or before: 5 to 8 swap the sides."""
     return size[::-1] if turn >= 5 else size
-
-
-def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Return a view of (H, W, C) pixels turned upright from EXIF orientation `turn`, 2 to 8."""
-    if turn >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    rows = -1 if turn in (3, 4, 7, 8) else 1
-    columns = -1 if turn in (2, 3, 6, 7) else 1
-    return pixels[::rows, ::columns]
 
 
 def _joined(*repairs: str) -> str:

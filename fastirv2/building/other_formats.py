@@ -23,10 +23,6 @@ _NOT_READ = {
 }
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF"}
 _BITS_PER_SAMPLE = 258  # TIFF's tag
-_TURNS = dict(enumerate((
-    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
-), start=2))  # by EXIF's number
 _STRIP_PIXELS = 1 << 22
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it says of broken files would go to stderr
 
@@ -75,8 +71,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         raise BadImageError("more than 16 bits a channel are not supported")
     plain = image.mode == "RGB" and not image.has_transparency_data
     seen = image.convert("RGB") if plain else Image.fromarray(_rgb(image))
-    turn = _TURNS.get(exif_orientation(image.info.get("exif")) or 1)
-    return seen if turn is None else seen.transpose(turn)
+    turn = exif_orientation(image.info.get("exif")) or 1
+    return seen if turn == 1 else Image.fromarray(np.ascontiguousarray(upright(np.asarray(seen), turn)))
+
+
+def upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Return a view of (H, W, C) pixels turned upright from EXIF orientation `turn`, 2 to 8."""
+    if turn >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    rows = -1 if turn in (3, 4, 7, 8) else 1
+    columns = -1 if turn in (2, 3, 6, 7) else 1
+    return pixels[::rows, ::columns]
 
 
 def _unknown(data: bytes) -> str:
