@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -269,9 +270,9 @@ def build(
     )
     if config.train.recalibrate:
 
-        def recalibrate() -> None:
+        def recalibrate(stop: Callable[[], bool]) -> None:
             batches = Loader(prepared.train, order(step=plan.total_steps), config.input, **shape)
-            engine.recalibrate(batches, config.train.recalibrate)
+            engine.recalibrate(batches, config.train.recalibrate, stop)
             batches.close()
 
         run.recalibration = recalibrate

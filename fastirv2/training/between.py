@@ -116,9 +116,6 @@ def validate(run: Run) -> Agreed:
         the signal or the fault that came meanwhile, the same on all ranks; the epoch then stays pending.
     """
     begun = time.perf_counter()
-    if run.recalibration and run.pending == run.plan.epochs:
-        run.recalibration()
-    settle_statistics(run)
     agreed = Agreed()
 
     def told_to_stop() -> bool:
@@ -126,6 +123,11 @@ def validate(run: Run) -> Agreed:
         agreed = run.agreement.reach(fault=run.fault is not None)
         return agreed.signal > 0 or agreed.fault
 
+    if run.recalibration and run.pending == run.plan.epochs:
+        run.recalibration(told_to_stop)
+        if agreed.signal or agreed.fault:
+            return agreed
+    settle_statistics(run)
     sums = run.engine.validate(run.val, run.val_steps, told_to_stop)
     run.val.wait_seconds()
     seconds = time.perf_counter() - begun

@@ -209,11 +209,16 @@ class Engine:
         return self._captured
 
     @torch.no_grad()
-    def recalibrate(self, batches: Iterator[Batch], count: int) -> None:
-        """Take the running statistics anew, of the weights and of their averages: means over `count` batches of every rank."""
+    def recalibrate(self, batches: Iterator[Batch], count: int, stop: Callable[[], bool]) -> None:
+        """Take the running statistics anew, of the weights and of their averages: means over `count` batches of every rank.
+
+        Over fewer once `stop`, which is asked before each batch, says yes on all ranks.
+        """
         layers = [module for module in self.model.modules() if isinstance(module, BatchNorm2d)]
         before = [layer.momentum for layer in layers]
         for number in range(1, count + 1):
+            if stop():
+                break
             for layer in layers:
                 layer.momentum = 1 / number  # a mean of all so far
             images, _, _ = next(batches)

@@ -71,7 +71,7 @@ class Run:
     utilisation: Utilisation | None = None  # where the devices' peak is known
     bad: set[str] = field(default_factory=set)  # what is said of those
     writer: BackgroundWriter = field(init=False)  # of checkpoints, on the first rank
-    recalibration: Callable[[], None] | None = None  # what is done before the last validation
+    recalibration: Callable[[Callable[[], bool]], None] | None = None  # before the last validation, unless told to stop
     dying: bool = False  # whether the user has been warned of it
     step: int = 0
     pending: int = 0  # an epoch that has ended and is not yet validated

@@ -3,9 +3,11 @@
 import math
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from fastirv2.training import between
+from fastirv2.training.distributed import Agreed
 
 
 def test_a_dying_network_is_warned_of_once_and_nobody_waits_longer_than_the_time_there_was():
@@ -36,6 +38,26 @@ def test_a_dying_network_is_warned_of_once_and_nobody_waits_longer_than_the_time
     (warning,) = said
     assert "96.0 % of the activations before the pool are zero at step 5" in warning
     assert {line["data_wait_share"] for line in lines} == {1.0}
+
+
+@pytest.mark.parametrize("agreed", [Agreed(signal=15), Agreed(fault=True)])
+def test_a_run_is_told_to_stop_while_statistics_are_taken_anew(agreed):
+    """And says before each batch that it goes on, which the watchdog wants to hear."""
+    answers, told = iter([Agreed(), Agreed(), agreed]), []
+
+    def recalibration(stop):
+        while not stop():
+            told.append(None)
+
+    run = SimpleNamespace(
+        plan=SimpleNamespace(epochs=2),
+        pending=2,
+        recalibration=recalibration,
+        agreement=SimpleNamespace(reach=lambda **_: next(answers)),
+        fault=None,
+    )
+    assert between.validate(run) is agreed
+    assert (len(told), run.pending) == (2, 2)
 
 
 def test_a_validation_without_a_finite_loss_is_never_the_best(monkeypatch):

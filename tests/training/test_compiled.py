@@ -53,7 +53,7 @@ def test_each_kind_of_block_is_compiled_once_for_each_shape_in_training_and_in_v
     kinds = 6  # stem, blocks A, B and C, reductions A and B
     assert counted == [kinds + kinds, 2 * kinds + 3, 2 * kinds + 3 + 5]
     assert re.fullmatch(r"compiled 20 graphs in \d+ s, for images of 75, 83, 91 pixels", engine.compiler.news())
-    engine.recalibrate(iter([batch(3, 91)] * 3), 3)
+    engine.recalibrate(iter([batch(3, 91)] * 3), 3, lambda: False)
     engine.step(iter([batch(4, 91)]), optimizer)
     validate(engine, 91)
     assert engine.compiler.graphs == 20

@@ -181,11 +181,15 @@ def test_statistics_are_taken_anew_as_means_over_batches():
     ema = EmaConfig(decay=0.9)
     engine = Engine(nn.Sequential(BatchNorm2d(3)), ALONE, amp="fp64", accumulation=1, normalise=scaled, ema=ema)
     parts = [scaled(images, torch.float64) for images, _, _ in batches(2)]
-    engine.recalibrate(batches(2), 2)
+    engine.recalibrate(batches(2), 2, lambda: False)
     norm = engine.model[0]
     torch.testing.assert_close(norm.running_mean, torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0))
     torch.testing.assert_close(engine.ema.state_dict()["weights"]["0.running_var"], norm.running_var)
+    assert norm.momentum == 0.1
+    told = iter([False, True])
+    engine.recalibrate(batches(2), 2, lambda: next(told))
+    torch.testing.assert_close(norm.running_mean, parts[0].mean((0, 2, 3)))
     assert norm.momentum == 0.1
 
 
