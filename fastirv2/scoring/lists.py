@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def read_excluded(file: str, records: Records) -> Excluded:
     """Read which images are to be left out: a line each, its name or its number in the order of file names, from 1.
 
     ImageNet's development kit lists the 1,762 blacklisted validation images by such numbers. Names may be paths; what
-    counts is the last part, with or without its suffix, and the whole path where several images have that.
+    counts is the last part, with or without its suffix, and where several images share one, the folders too.
 
     Raises:
         DataError: the list cannot be read, none of its images is there, or an entry may mean several.
@@ -87,21 +88,22 @@ def _called(entries: list[str], records: Records, file: str) -> list[int]:
     for number, name in enumerate(names):
         for key in {Path(name).name, Path(name).stem}:
             known.setdefault(key, []).append(number)
+    unique = len({Path(name).name for name in names}) == len(names)
     found = []
     for entry in entries:
         numbers = known.get(Path(entry).name) or known.get(Path(entry).stem, [])
+        if "/" in entry and not unique:  # unique names say which image is meant, in whatever folder that lay
+            numbers = [each for each in numbers if _agree(entry, names[each])]
         if len(numbers) > 1:
-            numbers = [each for each in numbers if _ends_with(entry, names[each])]
-            if len(numbers) != 1:
-                several = f"{records.path} has several images called so"
-                raise DataError(f"{file} lists {entry}, but {several}: give their paths in it")
+            raise DataError(f"{file} lists {entry}, but {records.path} has several images called so: give their paths in it")
         found += numbers
     return found
 
 
-def _ends_with(path: str, name: str) -> bool:
-    """Return whether a path ends with a record's whole name, with or without its suffix."""
-    return f"/{path}".endswith((f"/{name}", f"/{Path(name).with_suffix('')}"))
+def _agree(one: str, other: str) -> bool:
+    """Return whether one of two paths ends with the other, with or without their suffixes."""
+    pairs = product(*((f"/{path}", f"/{Path(path).with_suffix('')}") for path in (one, other)))
+    return any(a.endswith(b) or b.endswith(a) for a, b in pairs)
 
 
 def read_real(file: str, records: Records, classes: int) -> tuple[np.ndarray, np.ndarray]:

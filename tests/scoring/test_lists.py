@@ -62,6 +62,7 @@ def namesakes(tmp_path):
         ("/data/val/dog/1.jpg\ndog/1\n2.jpg", ["cat/2.jpg", "dog/1.jpg"], 0),
         ("3.5_a\nx", ["dog/3.5_a.jpg"], 1),
         ("dog/3.5_a.png\n", ["dog/3.5_a.jpg"], 0),
+        ("bird/1.jpg\ndog/2.jpg\nat/2.jpg\n/val/cat/2.jpg", ["cat/2.jpg"], 3),
     ],
 )
 def test_images_of_one_name_are_told_apart_by_their_paths(namesakes, tmp_path, text, left_out, absent):
