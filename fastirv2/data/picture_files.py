@@ -16,14 +16,17 @@ def find_pictures(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the paths of all images that the arguments mean, in their order.
 
     A folder means the images in it at any depth, sorted; a text file the paths that it lists, a line each, relative to it
-    or to where we are, each with or without a label behind it. All else is an image, there or not, to be found out later.
+    or to where we are, in quotes or not, each with or without a label behind it. All else is an image, there or not, to be
+    found out later.
 
     Raises:
-        DataError: a folder holds no images.
+        DataError: a folder holds no images, or an argument is a pipe or device.
     """
     for argument in arguments:
         if os.path.isdir(argument):
             yield from _in_folder(argument)
+        elif os.path.exists(argument) and not os.path.isfile(argument):
+            raise DataError(f"{argument} is a device, pipe or socket, which cannot be read twice; give a file or a folder")
         elif is_list(argument):
             yield from _listed(argument)
         else:
@@ -61,14 +64,15 @@ def is_list(path: str) -> bool:
 
 def _listed(file: str) -> Iterator[str]:
     folder = os.path.dirname(file)
-    for line in Path(file).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines():
+    for line in Path(file).read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n"):
         if line.strip():
             yield _path_of(line.strip(), folder)
 
 
 def _path_of(line: str, folder: str) -> str:
-    """Return the path of a line, which may end in a label."""
-    path, _, label = line.rpartition(" ")
-    choices = [line, path.strip()] if path and label.isdecimal() else [line]
+    """Return the path of a line, which may end in a label, and be in quotes."""
+    parts = line.rsplit(None, 1)
+    choices = [line, parts[0]] if len(parts) == 2 and parts[1].isdecimal() else [line]
+    choices += [choice[1:-1] for choice in choices if len(choice) > 2 and choice[0] == choice[-1] == '"']
     places = [os.path.join(where, choice) for choice in choices for where in (folder, "")]
     return next(filter(os.path.exists, places), places[0])

@@ -146,10 +146,23 @@ def test_numbers_of_32_bits_are_refused():
         read_picture(io.BytesIO(data.getvalue()))
 
 
-def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+@pytest.mark.parametrize("line", ["one.jpg\n", "one.jpg\t3\r\n", '"one.jpg" 3\n', '"one.jpg"'])
+def test_a_list_may_begin_with_a_byte_order_mark_and_be_any_that_the_builder_takes(tmp_path, line):
     photograph(3, 40, 30).save(tmp_path / "one.jpg")
-    (tmp_path / "list.txt").write_text("one.jpg\n", encoding="utf-8-sig")
+    (tmp_path / "list.txt").write_text(line, encoding="utf-8-sig")
     assert [os.path.basename(path) for path in find_pictures([str(tmp_path / "list.txt")])] == ["one.jpg"]
+
+
+def test_a_line_ends_where_the_line_ends(tmp_path):
+    photograph(3, 40, 30).save(tmp_path / "a\u2028b.jpg")
+    (tmp_path / "list.txt").write_text("a\u2028b.jpg 1\n", encoding="utf-8")
+    assert list(find_pictures([str(tmp_path / "list.txt")])) == [str(tmp_path / "a\u2028b.jpg")]
+
+
+def test_a_pipe_is_refused_before_any_of_it_is_lost(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is a device, pipe or socket, which cannot be read twice"):
+        list(find_pictures([str(tmp_path / "pipe")]))
 
 
 def test_what_a_full_disk_does_not_take_is_an_error(monkeypatch):
