@@ -107,7 +107,7 @@ def parse(arguments: Sequence[str], *, silent: bool) -> Options:
 
 
 def _option_names() -> list[str]:
-    sections = [f"--{s.name}.{f.name}" for s in fields(Config) for f in fields(s.default_factory)]  # type: ignore[arg-type]
+    sections = [f"--{section}.{name}" for section, values in settings(Config()).items() for name in values]
     own = ["--recipe", "--train", "--val", "--out", "--fresh", "--recipes", "--print-config", "--dry-run", "--help"]
     return [name.replace("_", "-") for name in sections] + own
 
@@ -205,6 +205,19 @@ def as_table(config: Config) -> dict[str, Any]:
     return {
         section: {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         for section, values in asdict(config).items()
+    }
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return what may be set of the configuration, as `as_table` does: without what a run derives, which is no option."""
+    hints = {part.name: get_type_hints(type(getattr(config, part.name)), include_extras=True) for part in fields(config)}
+    return {
+        section: {
+            name: value
+            for name, value in values.items()
+            if tyro.conf.Suppress not in getattr(hints[section][name], "__metadata__", ())
+        }
+        for section, values in as_table(config).items()
     }
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from fastirv2.assembly import Prepared, at_largest_crop, build, check_device, divide, fit_batch, prepare, read_beginning
-from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, to_toml
+from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, settings, to_toml
 from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
 from fastirv2.data.sampler import batch
@@ -170,7 +170,7 @@ def command() -> int:
         console.say(list_recipes())
         return 0
     if options.print_config:
-        console.say(to_toml(as_table(options.config)).rstrip())
+        console.say(to_toml(settings(options.config)).rstrip())
         return 0
     check_usage(options)
     watchdog = Watchdog(PROGRAM, options.config.train.timeout, signals.Signals())

@@ -130,3 +130,4 @@ def test_the_recipes_are_listed_and_a_printed_configuration_is_a_recipe(tmp_path
     again = run_python("-m", "fastirv2.train", "--recipe", tmp_path / "mine.toml", "--print-config")
     assert again.stdout == printed.stdout
     assert "epochs = 7" in printed.stdout
+    assert "total_steps" not in printed.stdout  # which a run derives: said in a recipe it would do nothing
