@@ -34,7 +34,7 @@ class Options:
     checkpoint: Positional[Annotated[str, arg(metavar="CHECKPOINT")]]
     """A run folder (its best weights), a checkpoint of ours, a safetensors file, or a file of another program."""
     out: Positional[Annotated[Path, arg(metavar="OUT")]]
-    """The file to write; the model card goes beside it, with the suffix .md."""
+    """The file to write; the model card goes beside it, with .md after its name."""
     format: Literal["timm", "safetensors", "onnx"]
     """timm: a state dict for its inception_resnet_v2, with config.json beside it; safetensors: with classes, input and errors
     in its header; onnx: any number of images, normalisation folded, held against PyTorch."""
@@ -54,7 +54,7 @@ class Options:
     def files(self) -> dict[str, Path]:
         """All that is written, by what it is."""
         config = {"config": self.out.with_name(_CONFIG)} if self.format == "timm" else {}
-        return {"weights": self.out, **config, "card": self.out.with_suffix(".md")}
+        return {"weights": self.out, **config, "card": self.out.with_name(f"{self.out.name}.md")}
 
 
 @dataclass(frozen=True)

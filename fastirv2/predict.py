@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fastirv2.data.picture_files import find_pictures
+from fastirv2.data.samples import describe
 from fastirv2.errors import DataError, UsageError, put, run_command
 from fastirv2.files import write_file
 from fastirv2.models.weight_files import Which
@@ -23,7 +24,7 @@ from fastirv2.scoring.network import Network, enough_memory
 from fastirv2.scoring.progress import progress
 from fastirv2.scoring.protocol import choose_protocol
 from fastirv2.scoring.stream import stream
-from fastirv2.trained import open_trained
+from fastirv2.trained import PUBLIC_INPUT, open_trained
 from fastirv2.training.distributed import Process, join
 from fastirv2.training.engine import choose_precision
 from fastirv2.training.plan import Amp
@@ -93,6 +94,9 @@ class Predictor:
         """Print the classes of all images, a batch at a time, and yield their features, float32 (B, F)."""
         options, device = self.options, self.process.device
         trained = open_trained(options.checkpoint, options.arch, options.weights)
+        if trained.input is PUBLIC_INPUT:
+            shown = f"it is shown what public weights are: {describe(trained.input)}"
+            print(f"{PROGRAM}: {trained.source} does not say what its network was shown; {shown}", file=sys.stderr, flush=True)
         network = Network(trained, device, choose_precision(options.amp, device))
         size = options.batch or _BATCH[device.type]
         files = list(find_pictures(options.images))

@@ -110,7 +110,7 @@ class _Files:
         if self._lines <= _LOOKED_UP:
             if not self._is_file(name):
                 path = os.fsdecode(os.path.join(self._root, name))
-                raise BadLineError(f"there is no file {path}; is --root the folder of its path?")
+                raise BadLineError(f"there is no file {path}; paths are relative to the list's folder, in a build to --root")
             if quoted:
                 self._unquoted.add(False)
         return name

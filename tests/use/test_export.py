@@ -41,14 +41,14 @@ def test_safetensors_come_back_with_all_that_was_known(command, paper_run, tmp_p
     out = tmp_path / "new/mine.safetensors"
     result = command(export, paper_run, out, "--format", "safetensors")
     assert (result.code, result.err) == (0, "")
-    assert [line.split(":")[0] for line in result.out.splitlines()] == [str(out), str(out.with_suffix(".md"))]
+    assert [line.split(":")[0] for line in result.out.splitlines()] == [str(out), f"{out}.md"]
     before, after = open_trained(paper_run), open_trained(out)
     assert_equal(after.model.state_dict(), state_of(paper_run)["ema"]["weights"])
     for known in ("arch", "classes", "input", "results"):
         assert getattr(after, known) == getattr(before, known)
     with safe_open(out, "pt") as opened:
         assert opened.metadata()["format"] == "pt"  # which other readers ask for
-    card = out.with_suffix(".md").read_text()
+    card = out.with_name("mine.safetensors.md").read_text()
     for known in (
         "Classes: 2: cat, dog", "running averages, after epoch 2, step 6", "Recipe: mine", "Training data: digest 1234",
         "Top-1 error: 30.000 %", "warped to 82², central 75²", 'fastirv2.load("mine.safetensors")',
@@ -66,11 +66,11 @@ def test_the_weights_as_they_were_trained_by_option_over_what_is_there(command, 
 
 
 def test_what_is_there_is_not_overwritten_unasked(command, paper_run, tmp_path):
-    (tmp_path / "mine.md").write_text("my own notes")
+    (tmp_path / "mine.safetensors.md").write_text("my own notes")
     result = command(export, paper_run, tmp_path / "mine.safetensors", "--format", "safetensors")
     assert (result.code, result.out) == (65, "")
-    assert f"{tmp_path}/mine.md exists already; give --overwrite" in result.err
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.md"]
+    assert f"{tmp_path}/mine.safetensors.md exists already; give --overwrite" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors.md"]
 
 
 def timm_names():

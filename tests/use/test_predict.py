@@ -77,6 +77,14 @@ def test_people_get_a_percentage_and_a_name_a_line(command, paper_run, images):
     assert line.split()[1:] in (["%", "cat"], ["%", "dog"])
 
 
+def test_what_a_file_does_not_say_of_its_input_is_said(command, paper_run, images, tmp_path):
+    torch.save(open_trained(paper_run).model.state_dict(), tmp_path / "w.pth")
+    result = command(predict, tmp_path / "w.pth", images / "cat/02.jpg", "--top", 1)
+    assert (result.code, result.out.splitlines()[1].split()[2] in "01") == (0, True)
+    assert result.err.endswith("w.pth does not say what its network was shown; it is shown what public weights are: "
+                               "shorter side 333 and cropped to 299 pixels\n")  # fmt: skip
+
+
 def test_where_no_image_can_be_read_nothing_is_written(command, paper_run, mixed, tmp_path):
     out = tmp_path / "features.npy"
     result = command(predict, paper_run, mixed / "broken.jpg", tmp_path / "gone.jpg", "--features", out)
