@@ -9,9 +9,12 @@ import os
 import re
 import socket
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastirv2.errors import UsageError
 
@@ -63,6 +66,19 @@ class Log:
             file.truncate(self._whole)
             file.write(b"".join(self.waiting))
         self.waiting, self._whole = [], None
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Read an array from a .npy file; code in it is not run.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is cut off or damaged, which numpy says in other ways too, as it takes the head for Python.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except (EOFError, SyntaxError, tokenize.TokenError) as error:
+        raise ValueError(str(error)) from error
 
 
 @contextlib.contextmanager

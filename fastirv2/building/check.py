@@ -22,6 +22,7 @@ from fastirv2.building.writer import FORMAT_VERSION, INDEX, classes_digest, key_
 from fastirv2.data.datum import scan
 from fastirv2.data.lmdb_file import OVERFLOW, PAGE_HEADER, Meta, check_size, value_extents
 from fastirv2.errors import DataError
+from fastirv2.files import read_npy
 
 _RECORDS_A_CHUNK = 512
 _MEND = "copy it again from where it was built, or build it again"
@@ -111,8 +112,8 @@ def _read_index(path: Path, count: int) -> np.ndarray:
     """Return index.npy."""
     file = path / "index.npy"
     try:
-        index = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        index = read_npy(file)
+    except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({error}); {_MEND}") from error
     if index.dtype != INDEX or index.ndim != 1:
         raise DataError(f"{file} is no index of this format: {index.dtype}; {_MEND}")

@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from fastirv2.data.image_size import HEAD_BYTES, upright_size
-from fastirv2.files import alone_in, cache_folder, write_file
+from fastirv2.files import alone_in, cache_folder, read_npy, write_file
 
 _THREADS = 16  # that wait for the storage at once
 _SECONDS_A_LINE = 10
@@ -33,8 +33,8 @@ def read_sizes(path: Callable[[int], str], count: int, digest: str) -> np.ndarra
     folder = cache_folder()
     kept = folder / f"sizes-2-{digest[:24]}.npy"
     with alone_in(folder):  # the ranks of a host all ask for them at once
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            sizes = np.load(kept, allow_pickle=False)
+        with contextlib.suppress(OSError, ValueError):
+            sizes = read_npy(kept)
             if sizes.shape == (count, 2) and sizes.dtype == np.uint16:
                 return sizes
         sizes = _read_all(path, count)

@@ -15,6 +15,7 @@ from fastirv2.data.caffe_index import open_index
 from fastirv2.data.dataset import Records
 from fastirv2.data.lmdb_file import check_size
 from fastirv2.errors import DataError
+from fastirv2.files import read_npy
 
 FORMAT_VERSION = 1
 _LOOKED_AT = 256  # raw images that an LMDB is known by
@@ -185,8 +186,8 @@ def _read_build(settings: dict[str, Any] | None) -> Build | None:
 def _read_index(path: str, count: int) -> np.ndarray:
     file = Path(path) / "index.npy"
     try:
-        index = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        index = read_npy(file)
+    except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({error}); copy the folder again or build it anew") from error
     if index.ndim != 1 or not _FIELDS.issubset(index.dtype.names or ()):
         raise DataError(f"{file} is no index of fastirv2-build-lmdb; copy the folder again or build it anew")

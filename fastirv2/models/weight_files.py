@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fastirv2.errors import DataError, UsageError
+from fastirv2.errors import DataError, UsageError, UserError
 from fastirv2.models.keras import HDF5, WEIGHTS_IN_ARCHIVE, read_keras
 
 Which = Literal["auto", "raw", "ema"]
@@ -24,7 +24,7 @@ ABOUT = {"arch": str, "classes": list, "input": dict, "results": dict}  # in a s
 _ARCHS = ('"paper"', '"slim"')  # by which a header is known to be ours
 _OF_A_CHECKPOINT = {"format", "model", "config", "classes", "step", "best_step"}
 _WRAPPERS = ("state_dict", "model")  # what other trainers keep a state dict under
-_PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
+_PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")  # what torch.compile and DistributedDataParallel put before names
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ def _unpickled(file: Path) -> Any:
         ) from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    except UserError:  # a signal that came meanwhile
+        raise
     except Exception as error:  # torch raises anything from EOFError to EINVAL, for a seek before the beginning, if it is cut
         raise DataError(f"{file} is cut short, or no file of weights") from error
 

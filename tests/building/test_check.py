@@ -216,9 +216,11 @@ def test_a_missing_cut_or_foreign_index_is_found(copy):
         np.save(copy / "index.npy", broken)
         with pytest.raises(DataError, match=r"index.npy"):
             check(copy)
-    (copy / "index.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(DataError, match=r"index.npy cannot be read"):
-        check(copy)
+    np.save(copy / "index.npy", index)
+    for broken in (b"\x93NUMPY", (copy / "index.npy").read_bytes().replace(b"}", b"y", 1)):
+        (copy / "index.npy").write_bytes(broken)
+        with pytest.raises(DataError, match=r"index.npy cannot be read"):
+            check(copy)
     (copy / "index.npy").unlink()
     with pytest.raises(DataError, match=r"index.npy cannot be read"):
         check(copy)

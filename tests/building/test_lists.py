@@ -87,7 +87,7 @@ def test_only_the_first_thousand_files_are_looked_up(tmp_path):
     """Millions take an hour on a network's file system; the build names what is missing."""
     path = listing(tmp_path, "1.jpg 0\n\n" * 1000 + "absent.jpg 0\n", "1.jpg")
     assert open_source(path).names[1000] == "absent.jpg"
-    with pytest.raises(DataError, match=r"list.txt, line 1999: there is no file .*absent.jpg; paths are relative to the list's"):
+    with pytest.raises(DataError, match=r"list.txt, line 1999: there is no file .*absent.jpg; paths are relative to the"):
         open_source(listing(tmp_path, "1.jpg 0\n\n" * 999 + "absent.jpg 0\n", "1.jpg"))
 
 

@@ -35,7 +35,7 @@ def assert_holds(model, expected):
 
 
 @pytest.mark.parametrize("classes", [1000, 1001])
-@pytest.mark.parametrize("form", ["plain", "cadene", "wrapped"])
+@pytest.mark.parametrize("form", ["plain", "cadene", "wrapped", "compiled in parallel"])
 def test_a_state_dict_of_timms_or_cadenes_loads_without_the_background(slim, tmp_path, classes, form):
     tensors = foreign.constants(foreign.timm_shapes(classes))
     tensors["classif.bias"] = torch.arange(float(classes))
@@ -45,6 +45,8 @@ def test_a_state_dict_of_timms_or_cadenes_loads_without_the_background(slim, tmp
     if form == "wrapped":
         counters = {name.replace("weight", "num_batches_tracked"): torch.tensor(7) for name in tensors if "bn.weight" in name}
         tensors = {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in (tensors | counters).items()}}
+    if form == "compiled in parallel":
+        tensors = {f"_orig_mod.module.{name}": tensor for name, tensor in tensors.items()}
     torch.save(tensors, tmp_path / "weights.pth")
     load_weights(slim, tmp_path / "weights.pth")
     assert_holds(slim, {name: tensor[-1000:] if name.startswith("classif") else tensor for name, tensor in kept.items()})

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastirv2.errors import DataError
-from fastirv2.models.weight_files import find_file
+from fastirv2.errors import DataError, StoppedError
+from fastirv2.models.weight_files import find_file, read_contents
 from fastirv2.training.checkpoint import CheckpointConfig, Checkpoints, RefusedError, read
 from tests.processes import full_disk
 
@@ -108,6 +108,19 @@ def test_a_checkpoint_whose_bytes_have_changed_is_passed_over_and_said(checkpoin
     said = []
     assert checkpoints.load_latest(said.append)["step"] == 1
     assert "step-00000002.pt is damaged: " in said[0]
+
+
+def test_a_signal_while_a_checkpoint_is_read_is_no_damage(checkpoints, monkeypatch):
+    def stopped(*_, **__):
+        raise StoppedError("stopped by SIGTERM at its start")
+
+    for step in (1, 2):
+        checkpoints.save({"step": step}, step, best_step=0)
+    monkeypatch.setattr(torch, "load", stopped)
+    for reading in (lambda: checkpoints.load_latest(pytest.fail), lambda: read_contents(checkpoints.path(2))):
+        with pytest.raises(StoppedError):
+            reading()
+    assert checkpoints.steps() == [1, 2]
 
 
 def test_checkpoints_that_are_gone_are_not_taken_for_a_new_run(checkpoints):
