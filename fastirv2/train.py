@@ -231,6 +231,8 @@ def execute(options: Options, process: Process, console: Console, watchdog: Watc
     on_bus_error([prepared.train, prepared.val], watchdog.end)
     run = build(prepared, Path(options.out), process, console, watchdog, state, beginning)
     watchdog.describe = lambda: f"after step {run.step}"
+    if compiler := run.engine.compiler:
+        watchdog.compiling = lambda: compiler.running
     if state:
         console.say(f"going on after step {step:,}")
     state = beginning = None  # a second copy of all weights

@@ -67,7 +67,7 @@ def describe_compile(mode: Compile) -> str:
 
 
 class Compiler:
-    """Compiles a network in place, when it first meets a shape, and knows what that took.
+    """Compiles a network in place, when it first meets a shape, and knows what that took, and whether it is at it.
 
     `regional` compiles each region (`regions.regions`) by itself. Parameters are inputs of the compiled code, so that all
     blocks of a kind share one graph, and gradients of early blocks are averaged over the ranks while later ones are computed.
@@ -90,14 +90,16 @@ class Compiler:
         self._before = _graphs()
         self._told = 0, 0.0
         self._begun = 0.0
+        self.running = False
         handler = torch._dynamo.callback.callback_handler  # type: ignore[attr-defined]
         handler.register_start_callback(self._start)
         handler.register_end_callback(self._end)
 
     def _start(self, *_: object) -> None:
-        self._begun = time.perf_counter()
+        self.running, self._begun = True, time.perf_counter()
 
     def _end(self, *_: object) -> None:
+        self.running = False
         self.seconds += time.perf_counter() - self._begun
         self.graphs = _graphs() - self._before
 

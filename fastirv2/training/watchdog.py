@@ -16,7 +16,7 @@ from fastirv2.errors import DataError, StoppedError
 from fastirv2.training.signals import LAUNCHER_DIED, Signals
 from fastirv2.training.words import SECONDS, Words
 
-START = 6  # times as long may the start and the first step take: indices are made, kernels chosen and compiled
+START = 6  # times as long may the start and the first step take, and what is compiled later, for another size of images
 HUNG_AT_START = 70  # tried again by itself, it would most likely hang again
 _PACKAGE = Path(__file__).parents[1]
 
@@ -44,6 +44,7 @@ class Watchdog:
     def __init__(self, program: str, minutes: float, signals: Signals) -> None:
         self.signals = signals
         self.describe: Callable[[], str] = lambda: "at its start"
+        self.compiling: Callable[[], bool] = lambda: False
         self._program = program
         self._seconds = 60 * minutes or math.inf
         self._tick = min(1.0, self._seconds / 30)
@@ -105,7 +106,7 @@ class Watchdog:
         published, before, doomed = -math.inf, time.monotonic(), math.inf
         while not self._stopped.wait(self._tick):
             now = time.monotonic()
-            self._idle += min(now - before, 5 * self._tick)
+            self._idle += min(now - before, 5 * self._tick) / (START if self._beats and self.compiling() else 1)
             before = now
             if self._launcher and os.getppid() != self._launcher:
                 self._orphaned()
@@ -166,7 +167,9 @@ class Watchdog:
         """Say who hangs and where, once for all ranks, and end the process."""
         trained = self._beats > 0
         minutes = self._seconds / 60 * (1 if trained else START)
-        hint = "the same command goes on from the last checkpoint" if trained else "can the hosts reach each other?"
+        hint = "the same command goes on from the last checkpoint"
+        if not trained:
+            hint = "can the hosts reach each other?" if self._world > 1 else "what takes so long needs a longer --train.timeout"
         sentence = f"no progress for {minutes:g} minutes (--train.timeout): {account(first, second, self._world)}; {hint}"
         speaks = self._words.first("speaks")
         if speaks is None:  # the store is gone; if it answered before, its host has just ended, and has said it

@@ -142,6 +142,18 @@ def test_a_user_without_a_name_compiles_too(monkeypatch):
     assert os.environ["USER"] == str(os.getuid())
 
 
+def test_it_is_known_while_something_is_compiled(monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    model = nn.Linear(2, 2)
+    compiler, seen = Compiler(model, "full", cpus=1), []
+    handler = torch._dynamo.callback.callback_handler
+    told = handler.register_start_callback(lambda *_: seen.append(compiler.running))
+    model(torch.zeros(1, 2))
+    handler.remove_start_callback(told)
+    assert seen == [True]
+    assert not compiler.running
+
+
 def test_ranks_share_the_cpus_for_compiling(monkeypatch):
     from torch._inductor import config
 
