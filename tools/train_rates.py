@@ -141,6 +141,7 @@ def measure(run: Run, config: Config, *, rounds: int, seconds: float) -> dict[st
             work = getattr(loop, name)
             for _ in range(loop.ahead if name != "synthetic" else 1):
                 work()
+            wait_for(loop.device)  # so that all that was waited before is known, and forgotten
             run.train.wait_seconds()
             rows.append(slowest(taken(work, count, loop.device)))
             if name == "both":

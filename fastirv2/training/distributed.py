@@ -67,6 +67,9 @@ def join(device: str, seconds: float = 1800.0) -> Process:
     here = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if world > 1:
         limit = timedelta(seconds=seconds)
+        # Gradients and the statistics of normalisation overlap on communicators of their own: NCCL since 2.26 is safe from
+        # deadlocks where it keeps the host's order, which is the same on all ranks.
+        os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
         dist.init_process_group("nccl" if gpus else "gloo", timeout=limit, device_id=here if gpus else None)
     masks = _masks_of_host()
     cpus = cpu_share(masks)
