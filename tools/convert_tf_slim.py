@@ -18,7 +18,8 @@ import numpy as np
 
 # The auxiliary classifier, which the network does without once it is trained, and what a trainer keeps.
 NOT_TAKEN = re.compile(
-    r"InceptionResnetV2/AuxLogits/.*|(.*/)?global_step|.*/(Momentum|RMSProp(_\d)?|Adam(_\d)?|ExponentialMovingAverage)"
+    r"InceptionResnetV2/AuxLogits/.*|(.*/)?(global_step|beta[12]_power)"
+    r"|.*/(Momentum|RMSProp(_\d)?|Adam(_\d)?|Adagrad|Adadelta(_\d)?|Ftrl(_\d)?|ExponentialMovingAverage)"
 )
 STEM = {"1a_3x3": "1a", "2a_3x3": "2a", "2b_3x3": "2b", "3b_1x1": "3b", "4a_3x3": "4a", "7b_1x1": "7b"}
 MIXED_5B = {

@@ -18,7 +18,7 @@ SCALE = 0.1  # section 3.3: 0.1 to 0.3; without it networks of more than 1000 fi
 
 
 class Stem(nn.Module):
-    """Figure 3, the Inception-v4 stem: 299² × 3 → 35² × 384."""
+    """Figure 3, the Inception-v4 stem: 299² × 3 → 35² × 384; the predecessor runs the 7-tap pair along the width first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def block_b() -> Residual:
 
 
 def block_c() -> Residual:
-    """Figure 19, Inception-ResNet-C on 8² × 2048."""
+    """Figure 19, Inception-ResNet-C on 8² × 2048; the predecessor runs the 3-tap pair along the height first."""
     three = (ConvNorm(192, 224, (3, 1), padding=(1, 0)), ConvNorm(224, 256, (1, 3), padding=(0, 1)))
     return Residual(2048, 448, ConvNorm(2048, 192), nn.Sequential(ConvNorm(2048, 192), *three))
 
@@ -101,7 +101,7 @@ def reduction_b() -> Concat:
 
 
 class Paper(nn.Module):
-    """The network that both predecessors trained: 31,574,440 parameters and 9.19 GMAC at 1000 classes and 299²."""
+    """The network of torch-inception-resnet-v2: 31,574,440 parameters and 9.19 GMAC at 1000 classes and 299²."""
 
     def __init__(self, num_classes: int = 1000, dropout: float = 0.2) -> None:
         super().__init__()

@@ -20,9 +20,9 @@ class Lamb(Begun):
     The ratio of the norms is 1 where one of them is 0, and in a group whose "adapt" is False, as its authors do for what
     takes no decay. t counts the steps that were taken, on the device.
 
-    It is written here because no other can be gated by a flag on the device: NVIDIA apex's FusedLAMB counts its steps on the
-    host, lets NaN through by design and clips by a norm of its own; the libraries count on the host as well, and some wait
-    for a norm of every parameter.
+    It is written here because no other can be gated by a flag on the device in every precision: NVIDIA apex's FusedLAMB counts
+    its steps on the host, lets NaN through by design and clips by a norm of its own, and its FusedMixedPrecisionLamb takes a
+    flag from a GradScaler alone; the libraries count on the host as well, and some wait for a norm of every parameter.
     """
 
     def __init__(

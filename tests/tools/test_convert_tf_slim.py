@@ -46,7 +46,8 @@ class Checkpoint:
     """What tf.train.load_checkpoint returns: each variable holds its number throughout, one of them numbers in order."""
 
     def __init__(self):
-        self.shapes, self.numbers, self.timm = {"global_step": []}, {}, {}
+        kept_by_trainers = ("global_step", "beta1_power", "InceptionResnetV2/Logits/Logits/weights/Adagrad")
+        self.shapes, self.numbers, self.timm = {name: [] for name in kept_by_trainers}, {}, {}
         shapes = timm_shapes(1001)
         for scope, place in layers():
             plain = {"weights": "weight", "biases": "bias"}
