@@ -6,7 +6,8 @@ import lmdb
 import numpy as np
 import pytest
 
-from fastirv2.data.lmdb_file import check_size, read_meta, value_extents
+from fastirv2.data import lmdb_file
+from fastirv2.data.lmdb_file import BIG_DATA, BRANCH, OVERFLOW, check_size, read_meta, value_extents
 from fastirv2.errors import DataError
 
 
@@ -34,6 +35,15 @@ def stored(folder):
     ]
 
 
+def edit_heads(folder, at, data):
+    """Write into both pages at the file's beginning, which say what is in it."""
+    with (folder / "data.mdb").open("r+b") as file:
+        for page in (0, 4096):
+            file.seek(page + at)
+            file.write(data)
+    return folder
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 40, 3000])
 @pytest.mark.parametrize("largest", [60, 9000])
 def test_extents_are_the_records_in_key_order(tmp_path, count, largest):
@@ -47,6 +57,60 @@ def test_three_levels_of_pages_are_walked(tmp_path):
     lmdb_of(tmp_path / "db", items)
     assert read_meta(tmp_path / "db").depth >= 3
     assert stored(tmp_path / "db") == items
+
+
+def test_trees_of_more_pages_than_are_read_at_once_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(lmdb_file, "_PAGES_A_BLOCK", 3)
+    items = records(3000, 60)
+    assert stored(lmdb_of(tmp_path / "db", items)) == items
+
+
+@pytest.mark.parametrize("size", [65_535, 65_536, 200_000])
+def test_values_of_more_than_64_kilobytes_are_whole(tmp_path, size):
+    items = [(b"%08d" % number, bytes([number]) * size) for number in range(3)]
+    assert stored(lmdb_of(tmp_path / "db", items)) == items
+
+
+def move_pages(data, page_size, hole):
+    """Number all pages but the first two of an LMDB's bytes by `hole` higher, wherever a page is named."""
+
+    def move(at):
+        struct.pack_into("<Q", data, at, struct.unpack_from("<Q", data, at)[0] + hole)
+
+    for head in (0, page_size):
+        if struct.unpack_from("<Q", data, head + 128)[0] < len(data):  # the root: there is none in the first, empty tree
+            move(head + 128)
+        move(head + 136)
+    page = 2 * page_size
+    while page < len(data):
+        move(page)
+        kind, lower, _ = struct.unpack_from("<3H", data, page + 10)
+        if kind == OVERFLOW:
+            page += page_size * struct.unpack_from("<I", data, page + 12)[0]
+            continue
+        for (node,) in struct.iter_unpack("<H", data[page + 16 : page + lower]):
+            low, high, top, key = struct.unpack_from("<4H", data, page + node)
+            if kind == BRANCH:
+                child = (low | high << 16 | top << 32) + hole
+                struct.pack_into("<3H", data, page + node, child & 0xFFFF, child >> 16 & 0xFFFF, child >> 32)
+            elif top & BIG_DATA:
+                move(page + node + 8 + key)
+        page += page_size
+
+
+def test_pages_beyond_the_first_four_gigabytes_are_found(tmp_path):
+    """As nearly all of ImageNet's are; here they lie behind a hole in the file."""
+    folder, hole = lmdb_of(tmp_path / "db", records(600)), (1 << 20) + 3
+    page_size, data = read_meta(folder).page_size, bytearray((folder / "data.mdb").read_bytes())
+    move_pages(data, page_size, hole)
+    with (tmp_path / "moved.mdb").open("wb") as file:
+        file.write(data[: 2 * page_size])
+        file.seek((2 + hole) * page_size)
+        file.write(data[2 * page_size :])
+    before, after = value_extents(folder), value_extents(tmp_path / "moved.mdb")
+    for field in ("offset", "key_offset"):
+        assert np.array_equal(after[field], before[field] + np.uint64(hole * page_size))
+    assert np.array_equal(after[["length", "key_length"]], before[["length", "key_length"]])
 
 
 def test_records_that_were_written_over_and_deleted_are_not_found(tmp_path):
@@ -64,8 +128,9 @@ def test_keys_of_other_writers_are_found(tmp_path):
     assert stored(lmdb_of(tmp_path / "db", items)) == items
 
 
-def test_meta_says_what_lmdb_says(tmp_path):
-    folder = lmdb_of(tmp_path / "db", records(500), transactions=3)
+@pytest.mark.parametrize("transactions", [1, 2, 3, 4])
+def test_meta_says_what_lmdb_says_of_its_newest_tree(tmp_path, transactions):
+    folder = lmdb_of(tmp_path / "db", records(500), transactions=transactions)
     with lmdb.open(str(folder), readonly=True) as environment:
         stat, info = environment.stat(), environment.info()
     meta = read_meta(folder)
@@ -115,6 +180,22 @@ def test_another_format_version_is_refused(tmp_path):
         read_meta(folder)
 
 
+@pytest.mark.parametrize("size", [0, 128, 4095, 1 << 20])
+def test_a_page_size_of_nonsense_is_a_sentence(tmp_path, size):
+    folder = edit_heads(lmdb_of(tmp_path / "db", records(30)), 40, struct.pack("<I", size))
+    with pytest.raises(DataError, match=f"is damaged: its header gives a page size of {size:,} bytes"):
+        value_extents(folder)
+
+
+def test_a_header_that_says_otherwise_than_the_tree_is_found(tmp_path):
+    folder = lmdb_of(tmp_path / "db", records(300))
+    pages = read_meta(folder).pages
+    with pytest.raises(DataError, match="its tree holds 300 records, its header says 301"):
+        value_extents(edit_heads(folder, 120, struct.pack("<Q", 301)))
+    with pytest.raises(DataError, match=f"its tree points at page {pages} of {pages}"):
+        value_extents(edit_heads(folder, 128, struct.pack("<Q", pages)))
+
+
 def test_named_databases_and_duplicates_are_refused(tmp_path):
     with lmdb.open(str(tmp_path / "db"), max_dbs=2) as environment:
         named = environment.open_db(b"named", dupsort=True)
@@ -143,11 +224,6 @@ def test_any_flipped_byte_ends_in_an_answer_or_a_sentence(tmp_path):
 
 
 def test_a_depth_of_nonsense_ends_in_a_sentence(tmp_path):
-    folder = lmdb_of(tmp_path / "db", records(120, 600))
-    page = read_meta(folder).page_size
-    with (folder / "data.mdb").open("r+b") as file:
-        for start in (0, page):
-            file.seek(start + 94)
-            file.write(struct.pack("<H", 60000))
+    folder = edit_heads(lmdb_of(tmp_path / "db", records(120, 600)), 94, struct.pack("<H", 60000))
     with pytest.raises(DataError, match="damaged"):
         value_extents(folder)
