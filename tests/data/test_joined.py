@@ -29,12 +29,25 @@ def refusal(path):
     return str(error.value)
 
 
+def edited(folder, copy, **fields):
+    """A copy of an LMDB whose dataset.json says otherwise; fields that are None are left out."""
+    shutil.copytree(folder, copy)
+    about = json.loads((copy / "dataset.json").read_text()) | fields
+    (copy / "dataset.json").write_text(json.dumps({name: value for name, value in about.items() if value is not None}))
+    return copy
+
+
+def built_with(folder, **options):
+    return json.loads((folder / "dataset.json").read_text())["build"] | options
+
+
 def test_all_parts_together_are_the_whole_build_record_by_record(parts, lmdb_folder):
     whole, together = open_records(lmdb_folder), open_records(joined(*parts))
     assert isinstance(together, JoinedRecords)
     assert together.classes == whole.classes
     assert together.labels.tolist() == whole.labels.tolist()
     assert together.warnings == ()
+    assert together.data_bytes == whole.data_bytes
     assert [(bytes(data), label) for data, label in map(together.__getitem__, range(23))] == [
         (bytes(data), label) for data, label in map(whole.__getitem__, range(23))
     ]
@@ -68,21 +81,39 @@ def test_missing_parts_are_warned_about(parts):
 
 def test_what_would_hold_images_twice_is_refused(parts, lmdb_folder, images, tmp_path):
     copy = shutil.copytree(parts[0], tmp_path / "copy")
-    assert refusal(joined(parts[0], copy)) == f"{parts[0]} and {copy} hold the same records; give each LMDB once"
+    for paths in ((parts[0], copy), (parts[0], parts[1], copy)):
+        assert refusal(joined(*paths)) == f"{parts[0]} and {copy} hold the same records; give each LMDB once"
     assert "not as parts of one order: --seed 0 --part 1/3 and --seed 0 --part 1/1" in refusal(joined(parts[0], lmdb_folder))
     smaller = build(images, tmp_path / "smaller", "--part", "1/3", "--resize", "40x40")
     assert "are the same part of the same images: --seed 0 --part 1/3" in refusal(joined(parts[0], smaller))
     other = build(images, tmp_path / "other", "--part", "2/3", "--seed", "1")
     assert "--seed 0 --part 1/3 and --seed 1 --part 2/3" in refusal(joined(parts[0], other))
+    fewer = edited(parts[1], tmp_path / "fewer", build=built_with(parts[1], limit=9))
+    assert "--seed 0 --part 1/3 and --seed 0 --limit 9 --part 2/3" in refusal(joined(parts[0], fewer))
+
+
+def test_lmdbs_of_different_images_are_joined_whatever_part_each_is(parts, tmp_path):
+    other = edited(parts[0], tmp_path / "other", digest="0" * 64, build=built_with(parts[0], source="other images"))
+    assert len(open_records(joined(parts[0], other))) == 2 * len(open_records(parts[0]))
+
+
+def test_an_lmdb_that_says_nothing_of_its_build_is_joined(parts, tmp_path):
+    old = edited(parts[1], tmp_path / "old", build=None)
+    count = len(open_records(parts[0])) + len(open_records(parts[1]))
+    assert len(open_records(joined(parts[0], old))) == len(open_records(joined(old, parts[0]))) == count
+
+
+def test_names_are_not_known_where_one_of_the_joined_has_none(parts, tmp_path):
+    old = shutil.copytree(parts[1], tmp_path / "old")
+    (old / "names.jsonl").unlink()
+    assert open_records(joined(parts[0], old)).names is None
 
 
 def test_what_cannot_be_joined_is_refused(parts, images, tmp_path):
     assert "there is nothing before, after or between commas" in refusal(f"{parts[0]},")
     assert refusal(joined(parts[0], images)).startswith(f"{images}, one of several joined by commas, is no LMDB folder")
     assert refusal(joined(parts[0], tmp_path / "none")) == f"{tmp_path}/none does not exist"
-    about = json.loads((parts[1] / "dataset.json").read_text())
-    renamed = shutil.copytree(parts[1], tmp_path / "renamed")
-    (renamed / "dataset.json").write_text(json.dumps(about | {"classes": ["cat", "wolf"]}))
+    renamed = edited(parts[1], tmp_path / "renamed", classes=["cat", "wolf"])
     assert "have different classes: label 1 is 'dog' and 'wolf'" in refusal(joined(parts[0], renamed))
 
 

@@ -10,6 +10,7 @@ from fastirv2.data.dataset import check_classes
 from fastirv2.data.lmdb_records import LmdbRecords
 from fastirv2.data.records import FileRecords, open_records
 from fastirv2.errors import DataError
+from tests.building.tar_samples import by_python
 from tests.conftest import build
 
 
@@ -24,6 +25,7 @@ def test_all_forms_hold_the_same_images_and_labels(images, lmdb_folder, file_lis
     assert contents(forms[0]) == contents(forms[1]) == contents(forms[2])
     assert forms[0].classes == forms[1].classes == ["cat", "dog"]
     assert forms[0].labels.tolist() == [0] * 13 + [1] * 10
+    assert {form.data_bytes for form in forms} == {sum(path.stat().st_size for path in images.rglob("*.jpg"))}
 
 
 def test_an_lmdb_record_is_a_view_of_the_map_and_no_copy(lmdb_folder):
@@ -84,6 +86,25 @@ def test_an_unfinished_build(copy):
     (partial / "dataset.json").unlink()
     assert "unfinished build" in refusal(partial)
     assert f"{partial} is an unfinished build" in refusal(copy.with_name("out"))
+
+
+def test_a_build_that_was_killed_is_no_lmdb_of_another_program(copy):
+    """Until its end it holds some of the records, and a journal in place of an index."""
+    (copy / "dataset.json").unlink()
+    (copy / "index.npy").rename(copy / "journal")
+    partial = copy.rename(copy.with_name("out.partial"))
+    assert refusal(partial).startswith(f"{partial} is an unfinished build; give its fastirv2-build-lmdb command again")
+
+
+def test_a_slash_at_the_end_is_no_part_of_a_name(lmdb_folder, tmp_path):
+    assert open_records(f"{lmdb_folder}/").path == str(lmdb_folder)
+    (tmp_path / "out.partial").mkdir()
+    assert f"{tmp_path}/out does not exist; {tmp_path}/out.partial is an unfinished build" in refusal(f"{tmp_path}/out/")
+
+
+def test_a_tar_of_images(images, tmp_path):
+    tar = by_python(tmp_path / "t.tar", images)
+    assert refusal(tar).startswith(f"{tar}: images in tars are not read in training; build an LMDB of them")
 
 
 def test_an_lmdb_of_ours_without_its_description(copy):

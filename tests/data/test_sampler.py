@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastirv2.data import sampler
+from fastirv2.errors import UsageError
 
 sizes = st.tuples(
     st.integers(1, 400),  # records
@@ -60,6 +61,12 @@ def test_a_batch_does_not_depend_on_what_was_asked_before():
     assert again[::-1] == wanted
 
 
+def test_the_order_of_a_seed_never_changes():
+    """A run resumed with a later release must see the same order: these values are frozen."""
+    assert sampler.batch(0, 0, 10, 10, 1, 0).tolist() == [7, 6, 2, 1, 5, 3, 8, 0, 4, 9]
+    assert sampler.batch(0, 1, 10, 10, 1, 0, block=4).tolist() == [4, 5, 6, 7, 0, 1, 2, 3, 8, 9]
+
+
 def test_every_epoch_and_every_seed_has_an_order_of_its_own():
     epochs = [sampler.batch(0, step, 1000, 1000, 1, 0) for step in range(4)] + [sampler.batch(1, 0, 1000, 1000, 1, 0)]
     ranks = np.abs(np.corrcoef(epochs) - np.eye(5))
@@ -87,6 +94,12 @@ def test_a_permutation_is_made_once_an_epoch(monkeypatch):
 def test_ranks_that_do_not_divide_the_batch_are_refused(wrong):
     with pytest.raises(ValueError, match="no batch of"):
         sampler.batch(0, 0, *wrong)
+
+
+@pytest.mark.parametrize("block", [-1, 0, (1 << 20) + 1])
+def test_a_block_of_no_records_or_too_many_is_refused(block):
+    with pytest.raises(UsageError, match=rf"--data.block {block} must lie between 1 and 1,048,576"):
+        sampler.DataConfig(block=block)
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 8))
