@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import jpeglib
@@ -33,6 +34,14 @@ def encoded(array, file_format, mode="RGB", **options):
     stream = io.BytesIO()
     Image.fromarray(array).convert(mode).save(stream, file_format, **options)
     return stream.getvalue()
+
+
+def png_header(width, height):
+    """A PNG that says it is this large, with next to nothing in it."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 def opened(data):

@@ -6,12 +6,14 @@ import lmdb
 import numpy as np
 import pytest
 
-from fastirv2.building.check import check
+from fastirv2.building import check as checking
+from fastirv2.building.check import Stored, Verifier, check
+from fastirv2.building.sources import Place
 from fastirv2.data.datum import Datum
 from fastirv2.data.lmdb_file import value_extents
 from fastirv2.errors import DataError
 
-from .samples import built, class_folders, command
+from .samples import built, class_folders, command, jpeg
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,22 @@ def test_a_wrong_key_is_named(copy):
         check(copy)
 
 
+def test_records_are_counted_over_the_ends_of_what_a_thread_takes(copy, monkeypatch):
+    monkeypatch.setattr(checking, "_RECORDS_A_CHUNK", 5)
+    assert check(copy)
+    edit_bytes(copy / "data.mdb", int(value_extents(copy)["key_offset"][13]), b"0000000x")
+    with pytest.raises(DataError, match="record 13: its key is b'0000000x', not 00000013"):
+        check(copy)
+
+
+def test_a_record_that_says_that_it_is_not_encoded_is_found(copy):
+    offset, length, *_ = value_extents(copy)[5].tolist()
+    assert (copy / "data.mdb").read_bytes()[offset + length - 2 : offset + length] == b"\x38\1"  # field 7, encoded
+    edit_bytes(copy / "data.mdb", offset + length - 1, b"\0")
+    with pytest.raises(DataError, match="record 5: it is no encoded RGB image"):
+        check(copy)
+
+
 def test_a_flipped_bit_in_the_tree_is_found(tmp_path):
     """In every byte of pages' headers and nodes that LMDB reads on its way to a record, inner pages included."""
     folder = built(class_folders(tmp_path / "source", {"ant": 30}, width=8, height=8, quality=20), tmp_path / "db")
@@ -195,8 +213,16 @@ def test_a_dataset_json_that_says_otherwise_is_found(copy, fields, message):
         check(copy)
 
 
-def test_a_dataset_json_of_nonsense_is_found(copy):
-    (copy / "dataset.json").write_text("{")
+@pytest.mark.parametrize(("name", "value"), [("resize", "48x48"), ("quality", 30), ("part", "1/2")])
+def test_options_that_were_changed_are_found(copy, name, value):
+    edit_dataset(copy, **{name: value})
+    with pytest.raises(DataError, match=f"dataset.json: {name} is not what the LMDB was built with"):
+        check(copy)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format_version": 1}'])
+def test_a_dataset_json_of_nonsense_is_found(copy, content):
+    (copy / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=r"dataset.json cannot be read"):
         check(copy)
 
@@ -237,6 +263,13 @@ def test_decode_names_the_image_that_is_broken(copy):
     assert check(copy)
     with pytest.raises(DataError, match=r"record 5 does not decode: Premature end of JPEG file"):
         check(copy, decode=True)
+
+
+def test_an_image_of_another_size_than_the_index_says_is_found(tmp_path):
+    (tmp_path / "image").write_bytes(jpeg())
+    place = Place(str(tmp_path / "image"))
+    assert Verifier()(Stored(place, 48, 32)) == ""
+    assert Verifier()(Stored(place, 32, 48)) == "is 48 × 32 pixels, but the index says 32 × 48"
 
 
 def digest_of(folder):

@@ -94,6 +94,12 @@ def test_the_error_names_tar_and_byte(tmp_path):
     assert f"{path} is cut off: it ends at byte {512 + len(inner):,}" in outcome(path, short)
 
 
+def test_a_tar_whose_first_header_is_damaged_is_still_called_a_tar(tmp_path):
+    data = bytearray(tar_bytes(("ant/1.jpg", b"1"), ("owl/1.jpg", b"1")))
+    data[0] ^= 1
+    assert "t.tar is damaged: what is at byte 0 is no header of a tar" in outcome(tmp_path / "t.tar", data)
+
+
 def test_a_class_tar_cut_off_on_the_disk_is_named(tmp_path):
     for name in ("ant", "owl"):
         tar_of(tmp_path / f"{name}.tar", ("1.jpg", b"1"), ("2.jpg", b"2"))

@@ -1,5 +1,4 @@
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from fastirv2.building.resize import Stacks, resized
 from fastirv2.building.sources import Place
 from fastirv2.data.datum import Datum
 
-from .samples import encoded, jpeg, opened, pixels
+from .samples import encoded, jpeg, opened, pixels, png_header
 
 
 def kept(data):
@@ -23,14 +22,6 @@ def with_orientation(array, orientation, file_format="JPEG"):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(array, file_format, exif=exif.tobytes())
-
-
-def png_header(width, height):
-    """A PNG that says it is this large, with next to nothing in it."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
 
 
 def assert_baseline_rgb(data, width, height):
@@ -50,6 +41,12 @@ def assert_baseline_rgb(data, width, height):
     ],
 )
 def test_an_upright_jpeg_keeps_its_bytes(data):
+    assert kept(data) == (data, 48, 32, "")
+
+
+@pytest.mark.parametrize("between", [b"\xff\xff\xff", b"\xff\x01"])
+def test_bytes_that_fill_up_before_a_marker_do_no_harm(between):
+    data = jpeg()[:2] + between + jpeg()[2:]
     assert kept(data) == (data, 48, 32, "")
 
 
@@ -214,6 +211,15 @@ def test_a_turned_image_is_decoded_large_enough_for_both_sides():
     image = prepare(with_orientation(stored, 6), Resize.parse("10x100"), 95)
     expected = Image.fromarray(np.ascontiguousarray(np.rot90(stored, -1))).resize((10, 100), Image.Resampling.LANCZOS)
     assert np.abs(opened(image.data).astype(int) - expected).mean() < 10
+
+
+def test_what_is_decoded_smaller_stays_twice_as_large_as_asked_for():
+    stripes = np.zeros((480, 640, 3), np.uint8)
+    stripes[:, np.arange(640) % 4 < 2] = 255
+    data = encoded(stripes, "JPEG", quality=95)
+    expected = Image.fromarray(opened(data)).resize((150, 112), Image.Resampling.LANCZOS)
+    image = prepare(data, Resize.parse("150x112"), 100)
+    assert np.abs(opened(image.data).astype(int) - expected).max() <= 4
 
 
 def test_an_image_of_the_asked_size_keeps_its_bytes():

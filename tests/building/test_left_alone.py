@@ -1,7 +1,10 @@
 """What a build must not touch, what it refuses at its start, and where it stands still for nothing."""
 
+import errno
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
 
@@ -10,12 +13,14 @@ import pytest
 
 from fastirv2.build_lmdb import Options, build
 from fastirv2.building.check import check
-from fastirv2.building.partial import size_in_lmdb
+from fastirv2.building.partial import disk_errors, open_partial, size_in_lmdb, what_is_full
 from fastirv2.building.progress import Progress
-from fastirv2.building.writer import read_journal
+from fastirv2.building.writer import COMMIT_BYTES, read_journal
 from fastirv2.errors import DataError, StoppedError
 
 from .samples import built, class_folders, command
+
+SETTINGS = dict.fromkeys(("resize", "quality", "seed", "limit", "part", "images", "source")) | {"format_version": 1}
 
 
 @pytest.fixture
@@ -76,6 +81,27 @@ def test_a_build_killed_at_its_very_start_goes_on(source, tmp_path):
     (tmp_path / "db.partial").mkdir()
     (tmp_path / "db.partial/build.json.new").touch()
     assert check(built(source, tmp_path / "db"))
+
+
+def test_a_build_of_another_format_does_not_go_on(tmp_path):
+    folder = open_partial(tmp_path / "db", SETTINGS, overwrite=False)
+    (folder / "journal").touch()
+    assert open_partial(tmp_path / "db", SETTINGS, overwrite=False) == folder
+    with pytest.raises(DataError, match="was begun by another version of the program; give the same command to go on, or"):
+        open_partial(tmp_path / "db", SETTINGS | {"format_version": 2}, overwrite=False)
+
+
+def test_a_build_that_was_half_thrown_away_does_not_go_on(tmp_path, monkeypatch):
+    def killed(_):
+        raise KeyboardInterrupt
+
+    folder = open_partial(tmp_path / "db", SETTINGS, overwrite=False)
+    (folder / "data.mdb").touch()
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_partial(tmp_path / "db", SETTINGS | {"seed": 1}, overwrite=True)
+    with pytest.raises(DataError, match=r"db.partial holds no build that can go on; give --overwrite to begin anew"):
+        open_partial(tmp_path / "db", SETTINGS, overwrite=False)
 
 
 def test_a_stopped_build_keeps_what_is_done(source, tmp_path, monkeypatch):
@@ -145,6 +171,35 @@ def test_the_size_that_an_lmdb_needs_is_foretold(tmp_path):
         db = built(folder, tmp_path / f"db{side}")
         lengths = np.load(db / "index.npy")["length"]
         assert (db / "data.mdb").stat().st_size == pytest.approx(150 * size_in_lmdb(lengths), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, r"does not fit on its disk: the LMDB needs more, it has 0 B now and .* are free; make room and"),
+        (errno.EDQUOT, r"does not fit in your quota there: the LMDB needs more, it has 0 B now; make room and give the same"),
+        (errno.EIO, r"Input/output error; when that is mended, the same command goes on"),
+    ],
+)
+def test_what_is_full_is_said_and_what_to_do(tmp_path, monkeypatch, number, words):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refused)
+    with pytest.raises(DataError, match=words), disk_errors(tmp_path, 7):
+        refused()
+
+
+def test_what_is_full_is_what_cannot_take_more_behind_what_it_holds(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (COMMIT_BYTES + 4096, limits[1]))
+    try:
+        (tmp_path / "data.mdb").write_bytes(bytes(4096))
+        assert what_is_full(tmp_path) is None
+        (tmp_path / "data.mdb").write_bytes(bytes(8192))
+        assert what_is_full(tmp_path) == errno.EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize(

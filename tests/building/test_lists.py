@@ -2,6 +2,7 @@
 
 import os
 
+import lmdb
 import pytest
 
 from fastirv2.building.lists import read_classes
@@ -110,6 +111,13 @@ def test_a_byte_order_mark_and_windows_ends_are_tolerated(tmp_path):
 def test_what_is_no_list_is_refused(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
         open_source(listing(tmp_path, content, "1.jpg"))
+
+
+def test_an_lmdbs_file_in_place_of_its_folder_is_spoken_of(tmp_path):
+    with lmdb.open(str(tmp_path / "db")) as environment:
+        environment.sync(True)
+    with pytest.raises(DataError, match=r"data.mdb, line 1 is no text; give the folder of an LMDB, not its file"):
+        open_source(str(tmp_path / "db/data.mdb"))
 
 
 def test_labels_may_have_zeros_in_front(tmp_path):

@@ -179,6 +179,11 @@ def test_the_last_of_a_name_counts_and_links_mean_what_came_before_them(tmp_path
     ]  # fmt: skip
 
 
+def test_a_file_and_a_folder_of_one_name_are_the_folder(tmp_path):
+    source = open_source(str(tar_of(tmp_path / "t.tar", ("a/b", b"0"), ("a/b/1.jpg", b"1"), ("c/2.jpg", b"2"))))
+    assert list(source.names) == ["a/b/1.jpg", "c/2.jpg"]
+
+
 def test_devices_are_no_images_and_paths_begin_at_the_top(tmp_path):
     path = tar_of(
         tmp_path / "t.tar",
@@ -265,9 +270,13 @@ def test_a_compressed_tar_is_to_be_decompressed_first(tmp_path, kind, command):
         open_source(str(tmp_path / "t.tar"))
 
 
-def test_a_zstandard_tar_is_to_be_decompressed_first(tmp_path):
-    (tmp_path / "t.tar").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(range(200)) * 5)
-    with pytest.raises(DataError, match="decompress it first, with zstd --decompress"):
+@pytest.mark.parametrize(
+    ("beginning", "command"),
+    [(b"\x28\xb5\x2f\xfd", "zstd --decompress"), (b"\x04\x22\x4d\x18", "lz4 -d"), (b"PK\3\4", "unzip")],
+)
+def test_an_archive_of_another_kind_is_to_be_decompressed_first(tmp_path, beginning, command):
+    (tmp_path / "t.tar").write_bytes(beginning + bytes(range(200)) * 5)
+    with pytest.raises(DataError, match=f"t.tar is compressed.*decompress it first, with {command}"):
         open_source(str(tmp_path / "t.tar"))
 
 

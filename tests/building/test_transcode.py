@@ -68,6 +68,13 @@ def test_every_kind_of_colour_and_structure_survives(data, repair):
     assert_same_picture_as_baseline(data, repair)
 
 
+def test_an_image_coded_anew_has_huffman_tables_of_its_own():
+    """With the standard ones it is a tenth larger, and a whole data set so many gigabytes."""
+    array = pixels(400, 300)
+    recoded = kept(encoded(array, "JPEG", progressive=True)).data
+    assert len(recoded) <= len(encoded(array, "JPEG", optimize=True)) < len(encoded(array, "JPEG"))
+
+
 def test_what_another_reader_could_turn_is_gone():
     data = with_segment(encoded(pixels(), "JPEG", progressive=True), turned(1))
     assert b"Exif" not in kept(data).data

@@ -68,6 +68,12 @@ def test_lines_that_name_the_images_may_come_in_any_order(folder, line, header):
     assert sequence(named) == sequence(open_source(str(folder), val_labels=labels(folder, SYNSETS)))
 
 
+def test_a_line_that_is_an_images_whole_name_means_no_image_whose_stem_it_is(tmp_path):
+    folder = files(tmp_path / "val", ["a.jpg", "a.jpg.png", "b.png"])
+    source = open_source(str(folder), val_labels=labels(folder, ["b n03", "a.jpg.png n02", "a.jpg n01"]))
+    assert (list(source.names), source.labels.tolist()) == (["a.jpg", "a.jpg.png", "b.png"], [0, 1, 2])
+
+
 @pytest.mark.parametrize("between", [",", " ", ", "])
 def test_names_of_classes_may_hold_spaces_beside_the_images_too(folder, between):
     classes = ["tiger shark", "tiger cat", *["tiger shark"] * 5]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastirv2.building.channel import Ring
 from fastirv2.building.workers import CHUNK, WorkerDiedError, Workers
 from fastirv2.host import available_cpus
 
@@ -141,6 +142,16 @@ def pattern(number, size):
 
 def shared(task):
     return SizedBuffer(pattern(*task))
+
+
+def test_room_in_shared_memory_is_not_left_to_others_before_it_is_copied():
+    ring, whole = Ring(), memoryview(bytes(4 << 20))
+    begins = ring.put([whole])
+    assert ring.put([whole]) is None
+    assert ring.take(begins, [len(whole)]) == [bytes(whole)]
+    assert ring.put([whole]) is None
+    assert ring.take([], []) == []
+    assert ring.put([whole]) == [4 << 20]
 
 
 class SizedBuffer:
