@@ -1,5 +1,6 @@
 """LMDBs of Datum records that other programs wrote, encoded or raw, used for training as they are."""
 
+import errno
 import io
 import os
 import shutil
@@ -17,6 +18,7 @@ from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, TrainOrder
 from fastirv2.errors import DataError
+from tests.building.samples import with_segment
 from tests.conftest import photograph
 
 SIZE = InputConfig(resize=48, crop=40, threads=1, hw_decoder_load=0.0)
@@ -133,6 +135,27 @@ def test_sizes_of_encoded_images_are_upright(tmp_path):
     assert records.sizes.tolist() == [[48, 48], [60, 40], [20, 30]]
 
 
+def test_a_header_behind_64_kilobytes_of_comments_is_found(tmp_path):
+    datum = Datum(data=with_segment(encoded(0).data, bytes(65_533), 0xFE), encoded=True)
+    assert open_records(write(tmp_path / "lmdb", [datum])).sizes.tolist() == [[48, 48]]
+
+
+def test_jpegs_that_do_not_say_that_they_are_encoded_are_told_from_planes(tmp_path):
+    silent = [Datum(data=encoded(number).data, label=number, channels=3, height=48, width=48) for number in range(2)]
+    records = open_records(write(tmp_path / "silent", silent))
+    assert (records.form, records.sizes.tolist()) == ("encoded", [[48, 48]] * 2)
+    planes = raw(0)
+    planes.data = b"\xff\xd8" + planes.data[2:]  # as the first two pixels may be
+    assert open_records(write(tmp_path / "planes", [planes])).form == "planes"
+
+
+def test_records_are_indexed_over_the_ends_of_what_is_read_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(caffe_index, "_RECORDS_AHEAD", 4)
+    datums = [encoded(number, quality=40 + 4 * number) for number in range(13)]
+    records = open_records(write(tmp_path / "lmdb", datums))
+    assert [bytes(records[number][0]) for number in range(13)] == [datum.data for datum in datums]
+
+
 def test_the_index_is_made_once_and_anew_when_the_lmdb_changes(raw_lmdb, monkeypatch):
     first = open_records(raw_lmdb)
     assert (raw_lmdb / "fastirv2-index.npz").exists()
@@ -175,6 +198,14 @@ def test_the_index_of_a_folder_that_cannot_be_written_is_kept_in_the_cache(raw_l
     assert kept.name.endswith("fastirv2-index.npz")
 
 
+def test_an_index_for_which_the_disk_has_no_room_is_made_all_the_same(raw_lmdb, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(caffe_index, "write_file", full)
+    assert len(open_records(raw_lmdb)) == 13
+
+
 @pytest.mark.parametrize(
     ("datum", "sentence"),
     [
@@ -191,6 +222,11 @@ def test_what_cannot_be_trained_on_is_refused_by_record(tmp_path, datum, sentenc
     assert refused.startswith(f"{lmdb_folder}, record 1 ")
     assert sentence in refused
     assert "fastirv2-build-lmdb" in refused
+
+
+def test_a_side_that_is_too_long_for_the_index_is_refused(tmp_path):
+    wide = write(tmp_path / "wide", [raw(0), Datum(channels=3, height=1, width=70_000, data=bytes(210_000))])
+    assert refusal(wide) == f"{wide}, record 1 is 70,000 × 1 pixels; at most 65,535 a side can be read"
 
 
 def test_an_lmdb_of_something_else_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, TrainOrder, ValidationOrder
 from fastirv2.errors import DataError, is_out_of_memory
+from tests.building.samples import png_header
 from tests.conftest import build
 from tests.data.test_loader import CPU, SIZE, loading, training, validation
 from tests.processes import run_python
@@ -157,6 +158,21 @@ def test_a_file_that_cannot_be_read_is_looked_at_again_another_time(copy, tmp_pa
         Faults(records, "stop").refuse_headless()
     monkeypatch.setattr(file_sizes, "open", open)
     assert not open_records(copy).headless
+
+
+def test_files_without_a_size_are_given_that_of_another(copy):
+    """Windows of them are drawn, before other images take their places."""
+    for path in sorted(copy.rglob("*.jpg"))[:2]:
+        path.write_bytes(b"nothing")
+    records = open_records(copy)
+    assert (records.sizes > 0).all()
+    assert records.headless == {0, 1}
+
+
+def test_a_decompression_bomb_is_named(copy):
+    sorted(copy.rglob("*.jpg"))[3].write_bytes(png_header(20_000, 20_000))
+    with pytest.raises(DataError, match=r"03.jpg cannot be decoded \(Image size .* exceeds limit"):
+        Faults(open_records(copy), "stop").refuse_headless()
 
 
 def test_where_a_gpus_memory_is_short_no_record_is_looked_for(copy, monkeypatch):
