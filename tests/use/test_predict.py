@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,16 @@ from PIL import Image, ImageOps
 
 from fastirv2 import predict
 from fastirv2.building.other_formats import read_other
+from fastirv2.data.datum import Datum
+from fastirv2.data.loader import Loader
 from fastirv2.data.picture_files import find_pictures
-from fastirv2.data.pictures import UnreadableError, read_picture
+from fastirv2.data.pictures import UnreadableError, central_square, picture_of, read_picture
+from fastirv2.data.records import open_records
+from fastirv2.data.samples import InputConfig, ValidationOrder
 from fastirv2.errors import DataError, put
 from fastirv2.trained import open_trained
 from tests.conftest import photograph
+from tests.data.test_caffe_records import write as write_caffe
 from tests.trained import pixels
 
 
@@ -40,6 +46,30 @@ def test_files_folders_and_lists_mean_their_images_in_order(mixed, tmp_path, ima
     inside = [f"{mixed}/{name}" for name in ("b.png", "broken.jpg", "c.JPEG", "below/a.webp")]
     listed = [f"{images}/dog/01.jpg", str(mixed / "b.png"), f"{tmp_path}/missing.jpg"]
     assert found == [*inside, *listed, "gone.jpg", f"{mixed}/broken.jpg"]
+
+
+def test_folders_are_walked_in_the_order_of_their_names(tmp_path):
+    for name in ("d", "b", "e", "a", "c"):
+        (tmp_path / name).mkdir()
+        for image in ("2.JPG", "1.jpg"):
+            (tmp_path / name / image).touch()
+    inside = [f"{tmp_path}/{name}/{image}" for name in "abcde" for image in ("1.jpg", "2.JPG")]
+    assert list(find_pictures([str(tmp_path)])) == inside
+
+
+@pytest.mark.parametrize("before", ["", "x"])
+def test_a_list_is_one_wherever_the_reading_cuts_a_letter(tmp_path, before):
+    (tmp_path / "list").write_text(before + "\n".join(f"{'ü' * 20}{number}.png" for number in range(200)))
+    assert len(list(find_pictures([f"{tmp_path}/list"]))) == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("page.jpg", b"<html>\nnot found\n</html>\n"), ("empty", b" \n"), ("zeros", bytes(99)), ("latin", b"\xfc.png\n")],
+)
+def test_what_is_no_text_or_called_an_image_is_no_list(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert list(find_pictures([f"{tmp_path}/{name}"])) == [f"{tmp_path}/{name}"]
 
 
 def test_every_image_that_can_be_read_has_a_line_and_a_row_of_features(command, paper_run, mixed, tmp_path):
@@ -145,6 +175,29 @@ def test_pictures_are_turned_as_pillow_turns_them_and_an_odd_exif_block_is_no_ma
     photograph(3, 40, 30).save(data, "JPEG", exif=exif.tobytes() + b"\xff" * 9)
     with Image.open(io.BytesIO(data.getvalue())) as image:
         assert np.array_equal(np.asarray(read_picture(io.BytesIO(data.getvalue()))), np.asarray(ImageOps.exif_transpose(image)))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"resize_mode": "short"}, {"interpolation": "bicubic"}], ids=["warp", "short", "cubic"]
+)
+def test_a_network_is_shown_in_predictions_what_it_is_in_validation(images, changes):
+    config = replace(InputConfig(resize=88, crop=80, threads=1), **changes)
+    records = open_records(images)
+    order = ValidationOrder(records, config, batch=8, world=1, rank=0)
+    loader = Loader(records, order, config, batch=8, device=torch.device("cpu"), cpus=1)
+    validated = next(loader).images.permute(0, 2, 3, 1).numpy().astype(int)
+    loader.close()
+    for number, expected in enumerate(validated):
+        difference = np.abs(central_square(read_picture(records.where(number)), config) - expected)
+        assert difference.mean() < 0.3
+        assert difference.max() <= 2
+
+
+def test_a_picture_of_raw_planes_has_its_own_colours_and_sides(tmp_path):
+    picture = np.asarray(photograph(1, 60, 40))
+    planes = picture[:, :, ::-1].transpose(2, 0, 1).tobytes()  # blue, green, red
+    folder = write_caffe(tmp_path / "raw", [Datum(channels=3, height=40, width=60, data=planes)])
+    assert np.array_equal(np.asarray(picture_of(open_records(folder), 0)), picture)
 
 
 def test_numbers_of_32_bits_are_refused():
