@@ -271,7 +271,8 @@ def test_where_only_windows_are_decoded_decoding_and_cropping_are_one_stage():
 
 def test_the_disk_binds_where_cold_pages_cost_a_fifth():
     assert binding(figures(cold=300.0, cold_ratio=0.5)) == (DISK, 0.5)
-    assert binding(figures(cold=590.0, cold_ratio=0.95))[0] == "decode"
+    assert binding(figures(cold=480.0, cold_ratio=0.79))[0] == DISK
+    assert binding(figures(cold=490.0, cold_ratio=0.81))[0] == "decode"
 
 
 @pytest.mark.parametrize(
@@ -285,6 +286,8 @@ def test_the_disk_binds_where_cold_pages_cost_a_fifth():
         ("decode", {"build": "328x328", "cpu_share": 0.3, "threads": 2}, "raise --input.threads from 2 to 8"),
         ("resize/crop", {"cpu_share": 0.5}, "raise --input.prefetch"),
         ("read", {}, "give it more CPUs"),
+        ("read", {"cpu_share": 0.86}, "give it more CPUs"),
+        ("read", {"cpu_share": 0.84}, "raise --input.prefetch"),
         ("hand-over", {"cpu_share": 0.2}, "raise --input.prefetch"),
         ("decode", {"gpus": 8, "build": "328x328", "cpu_share": 0.2}, "raise --input.hw-decoder-load from 0.65, or lower it"),
         ("decode", {"gpus": 8, "build": "328x328"}, "raise --input.hw-decoder-load from 0.65, which spares the CPUs"),

@@ -12,7 +12,7 @@ from torch import nn
 from fastirv2 import models
 from fastirv2.config import Config
 from fastirv2.data.samples import InputConfig
-from fastirv2.errors import DataError, UsageError
+from fastirv2.errors import DataError, StoppedError, UsageError
 from fastirv2.models.layers import Classifier, ConvNorm, GlobalPool
 from fastirv2.training.plan import make_plan
 from tests.tools.test_tools import TOOLS
@@ -21,8 +21,9 @@ sys.path.insert(0, str(TOOLS))
 
 import bench_train
 import diagnose
+import train_rates
 from diagnose import Rates, hours, next_option
-from train_rates import Loop, opened_run
+from train_rates import Loop, measure, opened_run, slowest, summed_up
 from train_trace import STEPS, write_trace
 
 SMALL = ("--recipe", "demo", "--input.resize", "82", "--input.crop", "75", "--input.threads", "1", "--train.device", "cpu")
@@ -114,6 +115,63 @@ def test_the_next_option_is_one_that_is_not_yet_taken_and_would_be_accepted():
 )
 def test_smaller_records_are_those_that_the_input_can_be_made_of(given, advice):
     assert advice in next_option("input", Config(input=given), plan(64), "cpu")
+
+
+@pytest.fixture
+def of_two_passes(small_network, lmdb_folder):
+    """A run whose steps are of 8 images in two passes, and its configuration."""
+    sizes = ("--train.global-batch", "8", "--train.batch", "4", "--train.bn-batch", "4")
+    with opened_run(["--train", str(lmdb_folder), "--val", str(lmdb_folder), *SMALL, *sizes], "bench_train") as opened:
+        yield opened
+
+
+def test_rates_are_of_whole_steps_over_their_seconds(monkeypatch, of_two_passes):
+    run, config = of_two_passes
+    seconds, waits = {"both": 0.4, "synthetic": 0.2, "input": 0.1}, iter([99.0, 0.3, 99.0, 99.0])
+    monkeypatch.setattr(train_rates, "taken", lambda work, count, _: [seconds[work.__name__]] * count)
+    monkeypatch.setattr(run.train, "wait_seconds", lambda: next(waits))
+    row = measure(run, config, rounds=1, seconds=0.0)
+    assert (row["batch"], row["accumulation"], row["steps_a_turn"]) == (4, 2, 3)
+    assert [row[name]["images_per_second"]["median"] for name in seconds] == pytest.approx([20, 40, 80])
+    assert row["both_to_synthetic"]["median"] == pytest.approx(0.5)
+    assert row["data_wait_share"] == pytest.approx(0.25)
+
+
+def test_the_input_of_a_step_is_the_batches_of_all_its_passes(monkeypatch, of_two_passes):
+    run, config = of_two_passes
+    loop, batches = Loop(run, config.input.prefetch), iter(range(9))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train", batches)
+        loop.input()
+    assert next(batches) == 2
+
+
+def test_the_batch_that_lies_ready_is_not_the_loaders(of_two_passes):
+    run, config = of_two_passes
+    loop = Loop(run, config.input.prefetch)
+    before = loop.ready[0].clone()
+    for _ in range(4):
+        loop.input()
+    assert torch.equal(loop.ready[0], before)
+
+
+def test_a_signal_ends_the_measuring_with_a_sentence(monkeypatch, of_two_passes):
+    run, config = of_two_passes
+    monkeypatch.setattr(run, "agree", lambda: SimpleNamespace(signal=15))
+    with pytest.raises(StoppedError, match="stopped by SIGTERM: nothing was written"):
+        measure(run, config, rounds=1, seconds=0.0)
+
+
+def test_a_step_takes_what_it_takes_on_the_slowest_rank(monkeypatch):
+    monkeypatch.setattr(train_rates, "from_all", lambda _: [[1.0, 2.0], [3.0, 1.0]])
+    assert slowest([1.0, 2.0]) == [3.0, 2.0]
+
+
+def test_steps_are_summed_up_over_the_turns():
+    found = summed_up([[1.0] * 19, [1.0] * 61 + [3.0] * 20], 8)
+    assert found["step_seconds"] == {"median": 1.0, "p95": 3.0}
+    assert found["images_per_second"]["max"] == 8
+    assert found["images_per_second"]["min"] == pytest.approx(8 * 81 / 121)
 
 
 def test_what_is_measured_is_the_largest_crop(small_network, lmdb_folder):
