@@ -74,7 +74,7 @@ def test_normalisation_has_the_predecessors_constants():
     assert {(n.eps, n.momentum) for n in norms} == {(1e-5, 0.1)}
 
 
-def test_initial_weights_are_he_normal_with_fan_out():
+def test_initial_weights_are_he_normal_with_fan_out_and_the_last_layers_uniform():
     torch.manual_seed(0)
     model = models.create("paper")
     for module in model.modules():
@@ -85,6 +85,9 @@ def test_initial_weights_are_he_normal_with_fan_out():
         elif isinstance(module, nn.BatchNorm2d):
             assert module.weight.eq(1).all()
             assert module.bias.eq(0).all()
+    last = model.classifier.weight
+    assert last.abs().max() <= 2048**-0.5
+    assert last.std().item() == pytest.approx((3 * 2048) ** -0.5, rel=0.01)
     assert model.classifier.bias.eq(0).all()
 
 

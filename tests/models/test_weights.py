@@ -1,9 +1,11 @@
 """Weights of timm's, Cadene's and Keras' layouts load with nothing left over, and nothing in a file is run."""
 
+import json
 import os
 import shutil
 import sys
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,10 @@ from torch import nn
 from fastirv2 import models
 from fastirv2.errors import DataError, UsageError
 from fastirv2.models import load_weights
+from fastirv2.models.keras import renamed
 from fastirv2.models.layers import Classifier
 from fastirv2.models.weight_files import Contents, read_contents
-from fastirv2.models.weights import begin_from, check_architecture
+from fastirv2.models.weights import begin_from, check_architecture, classes_of, named
 from tests.models import foreign
 
 
@@ -46,7 +49,7 @@ def test_a_state_dict_of_timms_or_cadenes_loads_without_the_background(slim, tmp
         counters = {name.replace("weight", "num_batches_tracked"): torch.tensor(7) for name in tensors if "bn.weight" in name}
         tensors = {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in (tensors | counters).items()}}
     if form == "compiled in parallel":
-        tensors = {f"_orig_mod.module.{name}": tensor for name, tensor in tensors.items()}
+        tensors = {"model": {f"_orig_mod.module.{name}": tensor for name, tensor in tensors.items()}}
     torch.save(tensors, tmp_path / "weights.pth")
     load_weights(slim, tmp_path / "weights.pth")
     assert_holds(slim, {name: tensor[-1000:] if name.startswith("classif") else tensor for name, tensor in kept.items()})
@@ -74,6 +77,39 @@ def test_every_layer_of_a_keras_file_finds_its_place(slim, tmp_path, form):
     expected |= {square: torch.from_numpy(kernel.transpose(3, 2, 0, 1)), head: torch.from_numpy(dense.T)}
     expected |= {name: torch.ones(()) for name in expected if name.endswith("bn.weight")}
     assert_holds(slim, expected)
+
+
+@pytest.fixture(params=[True, False], ids=["names", "no names"])
+def keras(tmp_path, request):
+    """A file of Keras 3 for 4 classes, with the layers' names or without."""
+    numbers = dict.fromkeys(foreign.timm_shapes(4), 1.0)
+    foreign.new_keras(tmp_path / "keras", 4, {"numbers": numbers}, names=request.param)
+    return tmp_path / "keras"
+
+
+def test_a_keras_file_without_its_top_holds_all_but_the_last_layer(keras):
+    with h5py.File(keras, "r+") as file:
+        del file["layers/dense"]
+    assert read_contents(keras).tensors.keys() == {name for name in foreign.timm_shapes(4) if "classif" not in name}
+
+
+def test_tensorflow_2_12_has_another_name_for_the_layers(keras):
+    with h5py.File(keras, "r+") as file:
+        file.move("layers", "_layer_checkpoint_dependencies")
+    assert read_contents(keras).tensors.keys() == foreign.timm_shapes(4).keys()
+
+
+def test_layers_of_other_networks_are_left_over(keras):
+    with h5py.File(keras, "r+") as file:
+        file["layers/mine/vars/0"] = [1.0]
+        file["layers/mine"].attrs["name"] = "mine"
+    assert read_contents(keras).tensors.keys() - foreign.timm_shapes(4).keys() == {"mine/0"}
+
+
+def test_a_normalisation_of_keras_that_has_a_gamma_has_it_first():
+    tensors = renamed({"conv_7b_bn": [torch.tensor([number]) for number in range(4)]})
+    leaves = ("weight", "bias", "running_mean", "running_var")
+    assert {name: int(tensor) for name, tensor in tensors.items()} == {f"conv2d_7b.bn.{leaves[i]}": i for i in range(4)}
 
 
 class Small(nn.Module):
@@ -110,6 +146,26 @@ def test_a_network_of_1001_classes_keeps_them_all(tmp_path):
     source, target = Small(1001), Small(1001)
     load_weights(target, saved(tmp_path / "w.pth", source.state_dict()))
     assert torch.equal(target.classif.bias, source.classif.bias)
+
+
+def test_the_background_is_dropped_unless_the_file_says_what_its_classes_are():
+    """Also for as many classes as the file has, as in predictions: all would be one off."""
+    tensors = {"classif.weight": torch.zeros(1001, 2), "classif.bias": torch.arange(1001.0)}
+    for classes in (0, 1000):
+        assert named(Contents("w.pth", tensors), classes)["classif.bias"].tolist() == list(range(1, 1001))
+    assert classes_of(named(Contents("w.pth", tensors), 1001)) == 1001
+    assert classes_of(named(Contents("w.pth", tensors, classes=[*map(str, range(1001))]), 0)) == 1001
+
+
+def test_weights_that_a_file_does_not_hold_are_refused(tmp_path):
+    header = {"arch": '"slim"', "results": json.dumps({"weights": "raw"})}
+    save_file(Small(3).state_dict(), tmp_path / "w.safetensors", header)
+    assert read_contents(tmp_path / "w.safetensors", "raw").which == "raw"
+    with pytest.raises(UsageError, match="holds raw weights alone, not ema ones"):
+        read_contents(tmp_path / "w.safetensors", "ema")
+    state = {"format": 1, "model": Small(3).state_dict(), "config": {}, "classes": ["a", "b", "c"], "step": 1, "best_step": 1}
+    with pytest.raises(UsageError, match="holds no averaged weights: its run kept none"):
+        read_contents(saved(tmp_path / "checkpoint.pt", state), "ema")
 
 
 def test_a_safetensors_header_of_others_is_let_be(tmp_path):
@@ -167,6 +223,28 @@ def test_a_file_that_is_damaged_or_no_weights_is_said_in_a_sentence(tmp_path):
         assert "\n" not in str(refused.value)
 
 
+def test_a_flipped_bit_is_found(tmp_path):
+    model = Small(3)
+    path = saved(tmp_path / "w.pth", model.state_dict())
+    content = bytearray(path.read_bytes())
+    content[content.index(model.classif.weight.detach().numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"w\.pth is damaged: .* in it is not what was written; copy it again"):
+        load_weights(Small(3), path)
+
+
+@pytest.mark.parametrize("keras", [True], indirect=True)
+def test_a_keras_file_of_a_kind_that_is_not_read_is_said_in_a_sentence(keras):
+    with h5py.File(keras, "r+") as file:
+        file["layers/conv2d/vars/0"].attrs["dtype"] = "bfloat16"
+    with pytest.raises(DataError, match="it holds bfloat16, which is not read; save it in float32"):
+        read_contents(keras)
+    with h5py.File(keras, "w") as file:
+        file["numbers"] = [1.0]
+    with pytest.raises(DataError, match=r"cannot be read as Keras' weights \(it has no layers\)"):
+        read_contents(keras)
+
+
 def test_without_h5py_a_keras_file_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     monkeypatch.setitem(sys.modules, "h5py", None)
@@ -174,9 +252,9 @@ def test_without_h5py_a_keras_file_says_what_to_install(tmp_path, monkeypatch):
         load_weights(Small(3), tmp_path / "w.h5")
 
 
-def beginning(source, model, classes, *, known=None):
+def beginning(source, model, classes, *, known=None, which=""):
     tensors = {name: tensor.clone() for name, tensor in source.items()}
-    return begin_from(model, Contents("w.pth", tensors, classes=known), classes)
+    return begin_from(model, Contents("w.pth", tensors, classes=known, which=which), classes)
 
 
 def test_training_begins_with_a_new_last_layer_where_the_classes_differ():
@@ -202,11 +280,20 @@ def test_training_begins_with_a_new_last_layer_where_the_classes_differ():
         beginning(source | {"mixed": torch.zeros(1)}, Small(2), animals[:2])
 
 
-def test_the_other_network_is_named(tmp_path):
-    contents = read_contents(saved(tmp_path / "w.pth", Small(3).state_dict()))
-    check_architecture(contents, "slim")
-    with pytest.raises(UsageError, match=r"holds the slim network, not the paper one: give --model\.arch slim"):
-        check_architecture(contents, "paper")
+def test_it_is_said_whether_training_begins_with_averaged_weights():
+    for which, words in (("ema", "averaged weights"), ("raw", "weights"), ("", "weights")):
+        said = beginning(Small(3).state_dict(), Small(3), ["cat", "dog", "hen"], which=which)
+        assert said.startswith(f"beginning from the {words} of w.pth; ")
+
+
+@pytest.mark.parametrize(("arch", "other"), [("slim", "paper"), ("paper", "slim")])
+def test_the_other_network_is_named(arch, other):
+    with torch.device("meta"):
+        contents = Contents("w.pth", models.create(arch, 2).state_dict())
+    check_architecture(contents, arch)
+    with pytest.raises(UsageError, match=rf"holds the {arch} network, not the {other} one: give --model\.arch {arch}"):
+        check_architecture(contents, other)
+    check_architecture(Contents("w.pth", {"other": torch.zeros(1)}), arch)
 
 
 def test_values_of_other_precisions_become_the_networks_own(tmp_path):

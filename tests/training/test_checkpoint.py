@@ -71,6 +71,12 @@ def test_a_file_system_without_links_has_the_checkpoints_alone(checkpoints, monk
     assert find_file(checkpoints.folder.parent) == checkpoints.path(2)
 
 
+def test_a_run_folder_means_its_best_and_its_latest_while_none_is_the_best(checkpoints):
+    for step, best_step in ((1, 0), (2, 1)):
+        checkpoints.save({"step": step, "best_step": best_step}, step, best_step=best_step)
+        assert find_file(checkpoints.folder.parent).resolve() == checkpoints.path(1)
+
+
 def test_what_to_do_is_said_by_what_the_disk_says(checkpoints):
     checkpoints.folder.write_text("no folder")
     with pytest.raises(RefusedError, match="File exists") as refused:
