@@ -1,6 +1,7 @@
 """A rank that hangs ends the job with a sentence, and ranks do not outlive their launcher."""
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -8,10 +9,14 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 
-from fastirv2.training.watchdog import Sign, account
+from fastirv2.training import watchdog
+from fastirv2.training.signals import LAUNCHER_DIED
+from fastirv2.training.watchdog import Sign, Watchdog, account
 from tests.processes import gone, lines, start_ranks
 
 SCRIPT = ("-m", "tests.training.watched_rank")
@@ -141,3 +146,108 @@ def test_ranks_that_share_a_fate_share_words():
     assert account(first, second, 5) == ("rank 1 silent since 10:00:01, b; rank 3 never heard from; ranks 0, 2, 4 waiting a")
     everybody = {rank: Sign(1, "", "a") for rank in range(8)}
     assert account(everybody, everybody, 8) == "ranks 0-7 waiting a"
+
+
+def asleep(minutes):
+    """A watchdog that does not look by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watchdog, "_watch", lambda _: None)
+        return Watchdog("watched", minutes, SimpleNamespace(training=False, received=0))
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Have a watchdog look once a second by a clock of our own; return it, and when and how it has ended its process.
+
+    The run gives signs of life until a second of that clock, if at all, and is suspended for some seconds at the 30th.
+    """
+
+    def run(minutes, *, until=None, compiling=False, suspended=0, orphaned=False, seconds=5000):
+        dog, now, ended = asleep(minutes), 0, []
+        dog.compiling = lambda: compiling
+        dog._launcher = -1 if orphaned else 0
+
+        def wait(_):
+            nonlocal now
+            if until is not None and now <= until:
+                dog.beat()
+            now += 1 + (suspended if now == 30 else 0)
+            return bool(ended) or now > seconds
+
+        monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now, strftime=lambda _: "10:00:00"))
+        monkeypatch.setattr(dog, "_stopped", SimpleNamespace(wait=wait))
+        monkeypatch.setattr(dog, "end", lambda sentence, code: ended.append((now, sentence, code)))
+        dog._watch()
+        return dog, ended
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("until", "minutes", "code", "hint"),
+    [
+        (None, 6, 70, "what takes so long needs a longer --train.timeout"),
+        (0, 1, 75, "the same command goes on from the last checkpoint"),
+        (1000, 1, 75, "the same command goes on from the last checkpoint"),
+    ],
+)
+def test_a_hang_before_the_first_step_ends_after_six_timeouts_and_not_to_be_tried_again(watch, until, minutes, code, hint):
+    _, [(seconds, sentence, ended)] = watch(1, until=until)
+    assert 0 <= seconds - (until or 0) - 60 * minutes <= 30  # in which it looks twice at the other ranks
+    assert sentence.startswith(f"no progress for {minutes} minutes (--train.timeout): rank 0 waiting ")
+    assert sentence.endswith(hint)
+    assert ended == code
+
+
+def test_what_is_compiled_later_may_take_as_long_as_the_first_step(watch):
+    _, [(seconds, *_)] = watch(1, until=0, compiling=True)
+    assert 360 <= seconds <= 390
+
+
+def test_time_in_which_a_job_is_suspended_does_not_count(watch):
+    _, [(seconds, *_)] = watch(1, until=0, suspended=1000)
+    assert seconds > 1000 + 60
+
+
+def test_without_a_timeout_a_run_may_hang_for_ever_unless_its_launcher_dies(watch):
+    assert watch(0, until=0)[1] == []
+    dog, [(seconds, _, code)] = watch(0, until=0, orphaned=True)
+    assert dog.signals.received == LAUNCHER_DIED
+    assert (600 <= seconds <= 630, code) == (True, 75)
+
+
+def test_collectives_wait_longer_than_the_watchdog_and_not_for_ever(watch):
+    dog, [(seconds, *_)] = watch(10)
+    assert seconds < dog.collective_seconds < math.inf
+    assert 0 < asleep(0).collective_seconds < math.inf
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """The store of two ranks, of which this process is the first."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
+@pytest.mark.usefixtures("store")
+def test_a_rank_that_never_began_is_named_and_its_host_doubted(watch):
+    _, [(_, sentence, code)] = watch(1)
+    assert "(--train.timeout): rank 1 never heard from; rank 0 waiting at its start" in sentence
+    assert sentence.endswith("; can the hosts reach each other?")
+    assert code == 70
+
+
+@pytest.mark.usefixtures("store")
+def test_a_rank_that_waits_for_one_that_failed_ends_with_its_exit_code(watch, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    failed = asleep(1)
+    failed.tell(65)
+    assert failed.told() is None  # its own failure is no news
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as exited:
+        watch(1, until=0)
+    assert exited.value.code == 65
