@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastirv2.errors import UsageError
+from fastirv2.errors import StoppedError, UsageError
 from fastirv2.models.layers import ConvNorm
 from fastirv2.training.ema import Ema, EmaConfig, describe_averaging, for_run
 
@@ -92,6 +92,17 @@ def test_exchange_moves_values_and_leaves_tensors_where_they_are(device):
     assert same({name: ema.state_dict()["weights"][name] for name in own}, averages)
     assert {name: tensor.data_ptr() for name, tensor in values(model).items()} == addresses
     model(torch.randn(2, 3, 3, 3, device=device)).sum().backward()
+
+
+def test_the_models_own_weights_come_back_where_what_is_done_with_the_averages_fails():
+    model = network()
+    ema = Ema(model, EmaConfig(decay=0.5))
+    move(model, np.random.default_rng(0))
+    own = copies(values(model))
+    with pytest.raises(StoppedError), ema.in_place():
+        raise StoppedError("stopped by SIGTERM")
+    assert same(values(model), own)
+    ema.update()
 
 
 @pytest.mark.parametrize("use", [Ema.update, Ema.state_dict])

@@ -151,3 +151,18 @@ def test_the_scale_counts_good_steps_in_a_row_and_has_a_bound():
     assert step(0.0, good=1999, scale=2.0**32) == (2.0**32, 2000)
     assert step(float("nan"), good=1998, scale=2.0**16) == (2.0**15, 0)
     assert step(0.0, good=199) == (2.0**15, 200)
+
+
+def test_a_run_goes_on_in_another_precision_with_its_count_of_steps_left_out():
+    plain, scaled = (Gate(nn.Linear(3, 2), clip=0.0, scaled=half) for half in (False, True))
+    scaled.load_state_dict(plain.state_dict() | {"skipped": torch.tensor(3)})
+    assert (float(scaled.scale), scaled.take_skipped()) == (2.0**16, 3)
+    plain.load_state_dict(scaled.state_dict())
+    assert plain.scale is None
+
+
+def test_one_loss_of_a_batch_that_is_not_finite_is_noted_with_its_step():
+    gate = Gate(nn.Linear(3, 2), clip=0.0, scaled=False)
+    gate.watch(torch.tensor([1.0, NAN, 2.0]), 7)
+    gate.watch(torch.ones(3), 8)
+    assert gate.own_bad_step() == 7

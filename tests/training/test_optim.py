@@ -1,6 +1,7 @@
 """The optimizers, each against its formula in float64, and with steps that must not count."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -271,8 +272,9 @@ def test_a_step_never_waits_for_the_gpu(kind):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"momentum": 1.0}, {"momentum": 0.0}, {"kind": "lamb", "momentum": 0.0}, {"weight_decay": -1.0}, {"alpha": 1.0},
-        {"epsilon": -1.0}, {"clip": -1.0}, {"clip": float("nan")}, {"kind": "lamb", "epsilon": 1.0},
+        {"momentum": 1.0}, {"momentum": 0.0}, {"momentum": -0.5}, {"kind": "lamb", "momentum": 0.0}, {"weight_decay": -1.0},
+        {"weight_decay": math.inf}, {"alpha": 1.0}, {"alpha": -0.1}, {"epsilon": -1.0}, {"epsilon": math.inf}, {"clip": -1.0},
+        {"clip": math.nan}, {"clip": math.inf}, {"kind": "lamb", "epsilon": 0.1},
     ],
 )  # fmt: skip
 def test_options_out_of_bounds_are_refused(wrong):
@@ -306,6 +308,16 @@ def test_a_share_of_the_rate_outlives_a_checkpoint():
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     set_rate(second, 2.0)
     assert [group["lr"] for group in second.param_groups] == [0.2, 2.0]
+
+
+def test_a_captured_step_reads_each_groups_rate_where_it_always_was():
+    optimizer = make(nn.Sequential(ConvNorm(3, 4, 3), nn.Flatten(), Classifier(4, 2)), body_rate=0.1)
+    rates = [torch.zeros(()), torch.zeros(())]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    set_rate(optimizer, 2.0)
+    assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))
+    assert [float(rate) for rate in rates] == pytest.approx([0.2, 2.0])
 
 
 @pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])

@@ -40,6 +40,10 @@ def test_an_interval_in_epochs_counts_the_epochs_done_before_the_step():
     assert [learning_rate(step, config) for step in (1, 4, 5, 8, 9)] == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
 
 
+def test_a_factor_of_1_is_a_constant_rate():
+    assert learning_rate(10_000_000, ScheduleConfig(rate=0.1, factor=1.0)) == 0.1
+
+
 def test_epochs_of_no_known_length_are_refused():
     with pytest.raises(UsageError, match="has not said how many images one has"):
         learning_rate(1, ScheduleConfig(interval=0, interval_epochs=2))
@@ -91,7 +95,9 @@ def test_a_run_can_say_how_its_batch_changes_the_recipe(change, global_batch, te
     [
         {"rate": 0},
         {"rate": math.nan},
+        {"rate": math.inf},
         {"warmup_epochs": math.inf},
+        {"factor": 0},
         {"factor": 1.1},
         {"interval": -1},
         {"interval_epochs": -1},
