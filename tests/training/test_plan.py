@@ -1,5 +1,7 @@
 """How a global batch is divided, and the numbers that are offered where it cannot be."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +36,11 @@ def test_a_large_share_is_taken_in_passes_of_at_most_256():
     assert (made.batch, made.accumulation) == (256, 8)
 
 
+def test_statistics_over_more_than_256_images_take_the_smallest_pass_that_holds_them():
+    made = plan(global_batch=4096, bn_batch=512)
+    assert (made.batch, made.accumulation, made.bn_images) == (512, 8, 512)
+
+
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
@@ -43,11 +50,35 @@ def test_a_large_share_is_taken_in_passes_of_at_most_256():
         ({"batch": 16}, "over 32 images cannot be met by 1 ranks with passes of 16 images; --train.batch 64, 32 would do"),
         ({"batch": 1, "bn_batch": 0}, "over a single image make no sense"),
         ({"world": 2, "bn_batch": 48}, "cannot be met by 2 ranks with passes of 32 images; --train.bn-batch 32 would do"),
+        ({"global_batch": 48, "world": 6}, "cannot be met by 6 ranks with passes of 8 images; --train.bn-batch 8 would do"),
+        ({"global_batch": 3, "world": 3, "bn_batch": 2}, "with passes of 1 images; --train.bn-batch 3 would do"),
     ],
 )
 def test_what_does_not_divide_is_refused_with_what_would(wrong, text):
     with pytest.raises(UsageError, match=text):
         plan(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        *(({name: 0}, "train: epochs, global-batch") for name in ("epochs", "global_batch", "patience")),
+        *(({name: -1}, "train: epochs, global-batch") for name in ("batch", "bn_batch", "recalibrate", "stop_after", "seed")),
+        ({"seed": 2**63}, "train: epochs, global-batch"),
+        *(({"recompute": stages}, f"--train.recompute {stages} must be 0 to 3 stages") for stages in (-1, 4)),
+        *(({"timeout": minutes}, "--train.timeout must be at least 0") for minutes in (-1.0, math.inf, math.nan)),
+        ({"recompute": 1, "compile": "full"}, "--train.compile regional or off, not with full"),
+        ({"freeze": "statistics", "init_from": "w.pth", "recalibrate": 1}, "--train.freeze statistics keeps: give one"),
+    ],
+)
+def test_options_out_of_bounds_and_at_odds_are_refused(wrong, text):
+    with pytest.raises(UsageError, match=text):
+        TrainConfig(**wrong)
+
+
+def test_options_at_their_bounds_are_taken():
+    TrainConfig(epochs=1, global_batch=1, patience=1, seed=2**63 - 1, recompute=3, timeout=0.0)
+    TrainConfig(freeze="stem", init_from="w.pth", recalibrate=1)
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
