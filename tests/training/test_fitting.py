@@ -19,17 +19,19 @@ from fastirv2.training.optim import OptimizerConfig, create_optimizer
 from fastirv2.training.plan import TrainConfig
 from tests.training.reduced import ALONE, reduced
 
+GIB = 1 << 30
+
 
 def make(process, batch):
     engine = Engine(reduced(), process, amp="fp32", accumulation=1, normalise=unit)
     return engine, create_optimizer(engine.model, OptimizerConfig())
 
 
-@pytest.mark.parametrize(("images", "found"), [(1000, 64), (40, 32), (17, 16)])
-def test_the_most_that_memory_holds_is_taken(monkeypatch, images, found):
+@pytest.mark.parametrize(("images", "ranks", "found"), [(1000, 1, 64), (80, 2, 32), (17, 1, 16)])
+def test_the_most_that_the_ranks_of_a_host_hold_in_its_memory_is_taken(monkeypatch, images, ranks, found):
     kept = fitting._bytes_kept(make(ALONE, 0)[0], 75)
     monkeypatch.setattr(fitting, "available_memory", lambda: images * kept * fitting._GRADIENTS / fitting._ON_A_CPU)
-    batch, said = largest_batch([64, 32, 16], make, ALONE, 75)
+    batch, said = largest_batch([64, 32, 16], make, replace(ALONE, local_world=ranks), 75)
     assert batch == found
     assert said == f"--train.batch auto: {found} images a pass, of the 64 that a rank has in a step"
 
@@ -38,6 +40,14 @@ def test_too_little_memory_is_a_sentence(monkeypatch):
     monkeypatch.setattr(fitting, "available_memory", lambda: 1 << 20)
     with pytest.raises(UsageError, match=r"does not hold 16 images of 75 pixels; use more ranks, .* or --train.recompute 3"):
         largest_batch([64, 32, 16], make, ALONE, 75)
+
+
+def largest_on_gpu(monkeypatch, peak, world=1):
+    """What is found of 64, 32 and 16 images a pass, on a GPU with 8 of its 10 GiB free, whose steps take what `peak` says."""
+    monkeypatch.setattr(fitting, "_peak_of_steps", peak)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * GIB, 10 * GIB))
+    gpu = replace(ALONE, device=torch.device("cuda"), world=world)
+    return largest_batch([64, 32, 16], make, gpu, 299)[0]
 
 
 @pytest.mark.parametrize(
@@ -52,16 +62,40 @@ def test_a_gpu_that_refuses_a_batch_is_asked_for_the_next(monkeypatch, refusal):
     def peak(make, alone, batch, crop, *, copies):
         if batch > 32:
             raise refusal
-        return 5 << 30
+        return 5 * GIB
 
-    monkeypatch.setattr(fitting, "_peak_of_steps", peak)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 12 << 30))
-    gpu = replace(ALONE, device=torch.device("cuda"))
-    assert largest_batch([128, 64, 32, 16], make, gpu, 299)[0] == 32
+    assert largest_on_gpu(monkeypatch, peak) == 32
 
 
-def test_what_the_first_step_reserves_for_its_search_does_not_count(monkeypatch):
-    """With a stand-in for torch's allocator; the first of an engine's steps reserves 9 units, each later one 5."""
+@pytest.mark.parametrize(("over", "found"), [(0, 64), (1, 32)])
+def test_of_what_is_free_a_tenth_of_the_gpu_and_4_mib_an_image_are_left(monkeypatch, over, found):
+    def peak(*_, **__):
+        return 8 * GIB - GIB - (64 * 4 << 20) + over
+
+    assert largest_on_gpu(monkeypatch, peak) == found
+
+
+def test_the_batch_is_one_that_the_gpus_of_all_ranks_hold_besides_the_buckets_of_gradients(monkeypatch):
+    asked = []
+
+    def peak(make, alone, batch, crop, *, copies):
+        asked.append((alone.world, copies))
+        return 0
+
+    monkeypatch.setattr(fitting, "from_all", lambda found: [found, 16])
+    assert largest_on_gpu(monkeypatch, peak, world=2) == 16
+    assert asked == [(1, True)]
+    monkeypatch.setattr(fitting, "from_all", lambda found: [found, 0])
+    with pytest.raises(UsageError, match="does not hold 16 images"):
+        largest_on_gpu(monkeypatch, peak, world=2)
+
+
+@pytest.mark.parametrize(("copies", "buckets"), [(False, 0), (True, 2 * 4)])
+def test_what_the_first_step_reserves_for_its_search_does_not_count(monkeypatch, copies, buckets):
+    """With a stand-in for torch's allocator; the first of an engine's steps reserves 9 units, each later one 5.
+
+    Of a network of two weights, whose gradients are kept twice where they are averaged over ranks.
+    """
     reserved = {"now": 1, "peak": 1}
 
     class Stepping:
@@ -81,17 +115,15 @@ def test_what_the_first_step_reserves_for_its_search_does_not_count(monkeypatch)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: reserved.update(peak=reserved["now"]))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved["now"])
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: reserved["peak"])
-    assert fitting._peak_of_steps(lambda *_: (Stepping(), None), ALONE, 8, 75, copies=False) == 5 - 1
+    assert fitting._peak_of_steps(lambda *_: (Stepping(), None), ALONE, 8, 75, copies=copies) == 5 - 1 + buckets
 
 
 def test_another_error_of_a_gpu_is_not_taken_for_a_lack_of_memory(monkeypatch):
     def peak(*_, **__):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(fitting, "_peak_of_steps", peak)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 << 30, 12 << 30))
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        largest_batch([64, 32], make, replace(ALONE, device=torch.device("cuda")), 299)
+        largest_on_gpu(monkeypatch, peak)
 
 
 @pytest.mark.parametrize("merge", ["on", "off"])
