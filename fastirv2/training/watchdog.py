@@ -166,7 +166,7 @@ class Watchdog:
     def _give_up(self, first: dict[int, Sign], second: dict[int, Sign]) -> None:
         """Say who hangs and where, once for all ranks, and end the process."""
         trained = self._beats > 0
-        minutes = self._seconds / 60 * (1 if trained else START)
+        minutes = self._seconds / 60 * (1 if trained and not self.compiling() else START)
         hint = "the same command goes on from the last checkpoint"
         if not trained:
             hint = "can the hosts reach each other?" if self._world > 1 else "what takes so long needs a longer --train.timeout"

@@ -200,8 +200,9 @@ def test_a_hang_before_the_first_step_ends_after_six_timeouts_and_not_to_be_trie
 
 
 def test_what_is_compiled_later_may_take_as_long_as_the_first_step(watch):
-    _, [(seconds, *_)] = watch(1, until=0, compiling=True)
+    _, [(seconds, sentence, _)] = watch(1, until=0, compiling=True)
     assert 360 <= seconds <= 390
+    assert sentence.startswith("no progress for 6 minutes ")
 
 
 def test_time_in_which_a_job_is_suspended_does_not_count(watch):
