@@ -126,7 +126,7 @@ def build(options: Options) -> str:
         "format_version": FORMAT_VERSION,
         "source": source.digest(),
         "images": len(source),
-        "resize": options.resize,
+        "resize": str(resize),
         "quality": options.quality,
         "seed": options.seed,
         "limit": options.limit,

@@ -38,6 +38,10 @@ class Resize:
             return cls("short", numbers[0], numbers[0])
         return cls("warp", *numbers)
 
+    def __str__(self) -> str:
+        """Return the one text that means it, of those that do."""
+        return {"none": "none", "warp": f"{self.width}x{self.height}", "short": f"short:{self.height}"}[self.mode]
+
     def target(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height that an upright image of this size becomes."""
         if self.mode == "warp":

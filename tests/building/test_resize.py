@@ -50,6 +50,13 @@ def test_targets(text, size, target):
     assert Resize.parse(text).target(*size) == target
 
 
+@pytest.mark.parametrize(
+    ("text", "same"), [("none", "none"), ("0328x328", "328x328"), ("640x48", "640x48"), ("short:00328", "short:328")]
+)
+def test_texts_that_mean_the_same_are_the_same_build(text, same):
+    assert str(Resize.parse(text)) == same
+
+
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (64, 48), (1, 1), (1, 700), (700, 1), (2000, 7)])
 @pytest.mark.parametrize("target", [(328, 328), (33, 17), (1, 1), (700, 500)])
 def test_torch_gives_pillows_lanczos_within_two_levels(size, target):
