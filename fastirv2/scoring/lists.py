@@ -92,8 +92,12 @@ def _called(entries: list[str], records: Records, file: str) -> list[int]:
     found = []
     for entry in entries:
         numbers = known.get(Path(entry).name) or known.get(Path(entry).stem, [])
-        if "/" in entry and not unique:  # unique names say which image is meant, in whatever folder that lay
+        if "/" in entry and (len(numbers) > 1 or not unique):  # a unique name is enough, in whatever folder the image lay
             numbers = [each for each in numbers if _agree(entry, names[each])]
+        if len(numbers) > 1:  # those whose whole path is given come first, and of these the longest
+            whole = [each for each in numbers if _ends_with(entry, names[each])]
+            deepest = max((names[each].count("/") for each in whole), default=0)
+            numbers = [each for each in whole if names[each].count("/") == deepest] or numbers
         if len(numbers) > 1:
             raise DataError(f"{file} lists {entry}, but {records.path} has several images called so: give their paths in it")
         found += numbers
@@ -101,9 +105,14 @@ def _called(entries: list[str], records: Records, file: str) -> list[int]:
 
 
 def _agree(one: str, other: str) -> bool:
-    """Return whether one of two paths ends with the other, with or without their suffixes."""
-    pairs = product(*((f"/{path}", f"/{Path(path).with_suffix('')}") for path in (one, other)))
-    return any(a.endswith(b) or b.endswith(a) for a, b in pairs)
+    """Return whether one of two paths ends with the other."""
+    return _ends_with(one, other) or _ends_with(other, one)
+
+
+def _ends_with(path: str, end: str) -> bool:
+    """Return whether a path ends with another, both with or without their suffixes."""
+    paths, ends = ((f"/{each}", f"/{Path(each).with_suffix('')}") for each in (path, end))
+    return any(a.endswith(b) for a, b in product(paths, ends))
 
 
 def read_real(file: str, records: Records, classes: int) -> tuple[np.ndarray, np.ndarray]:

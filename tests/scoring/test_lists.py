@@ -71,6 +71,28 @@ def test_images_of_one_name_are_told_apart_by_their_paths(namesakes, tmp_path, t
     assert excluded.absent == absent
 
 
+class Named(list):
+    """Records of which the names are known."""
+
+    path = "val"
+    names = property(list)
+
+
+@pytest.mark.parametrize(
+    ("names", "entry", "left_out"),
+    [
+        (["n01/a.jpg", "n02/a.png"], "/data/n01/a", "n01/a.jpg"),
+        (["a/x.jpg", "b/a/x.jpg"], "a/x.jpg", "a/x.jpg"),
+        (["x.jpg", "sub/x.jpg"], "x.jpg", "x.jpg"),
+        (["x.jpg", "sub/x.jpg"], "/data/sub/x.jpg", "sub/x.jpg"),
+        (["val/cat/1.jpg", "val/dog/1.jpg"], "dog/1.jpg", "val/dog/1.jpg"),
+    ],
+)
+def test_a_path_means_the_image_that_it_says_most_of(tmp_path, names, entry, left_out):
+    excluded = read_excluded(written(tmp_path, entry), Named(names))
+    assert [name for name, out in zip(names, excluded.records, strict=True) if out] == [left_out]
+
+
 def test_entries_that_may_mean_several_images_are_refused(namesakes, tmp_path):
     with pytest.raises(DataError, match=r"lists 1.jpg, but .*val has several images called so: give their paths in it"):
         read_excluded(written(tmp_path, "1.jpg\n2.jpg"), namesakes)
