@@ -76,7 +76,8 @@ def read_npy(path: Path) -> np.ndarray:
         ValueError: it is cut off or damaged, which numpy says in other ways too, as it takes the head for Python.
     """
     try:
-        return np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
     except (EOFError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(str(error)) from error
 

@@ -178,7 +178,7 @@ def command() -> int:
         with leaving():
             process = join(options.config.train.device, watchdog.collective_seconds)
             check_device(options.config, process.device)
-            with explained():
+            with watchdog.signals.unwrapped(), explained():
                 execute(options, process, console, watchdog)
     except UserError as error:
         if not error.shared:

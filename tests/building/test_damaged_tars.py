@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastirv2.building.sources import open_source
-from fastirv2.errors import DataError
+from fastirv2.errors import DataError, StoppedError
 
 from .tar_samples import by_python, class_folders, class_tars, files, sequence, tar_bytes, tar_of
 
@@ -92,6 +92,15 @@ def test_the_error_names_tar_and_byte(tmp_path):
     assert f"{path} is cut off in its member owl.tar: it ends at byte 12,000" in outcome(path, bytes(data[:12000]))
     short = path.read_bytes()[: 512 + len(inner)]
     assert f"{path} is cut off: it ends at byte {512 + len(inner):,}" in outcome(path, short)
+
+
+def test_a_signal_while_a_tar_is_listed_is_no_damage(tmp_path, monkeypatch):
+    def stopped(_):
+        raise StoppedError("stopped by SIGTERM")
+
+    monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", stopped)
+    with pytest.raises(StoppedError):
+        outcome(tmp_path / "t.tar", tar_bytes(("ant/1.jpg", b"1"), ("owl/1.jpg", b"1")))
 
 
 def test_a_tar_whose_first_header_is_damaged_is_still_called_a_tar(tmp_path):

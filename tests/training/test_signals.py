@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from fastirv2.errors import StoppedError
+from fastirv2.errors import StoppedError, UsageError
 from fastirv2.training.signals import Signals
 
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -38,6 +38,20 @@ def test_before_it_trains_a_signal_ends_a_run_and_a_second_one_does_not_disturb_
     assert not stopped.value.shared  # the other ranks may have had none
     signal.raise_signal(signal.SIGTERM)
     assert signals.received == signal.SIGUSR2
+
+
+def test_a_signal_that_the_compiler_takes_for_an_error_of_its_own_is_a_signal():
+    def compiled():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except StoppedError as error:
+            raise UsageError(f"the network cannot be compiled here (InductorError: {error})") from error
+
+    signals = Signals()
+    with pytest.raises(StoppedError, match="stopped by SIGTERM at its start"), signals.unwrapped():
+        compiled()
+    with pytest.raises(UsageError, match="no compiler"), Signals().unwrapped():
+        raise UsageError("no compiler")
 
 
 def test_what_nohup_has_a_run_ignore_stays_ignored():
