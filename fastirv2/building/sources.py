@@ -50,6 +50,11 @@ def open_source(path: str, root: str | None = None, classes_file: str | None = N
     return _open_folder(path, top, classes, val_labels, packed=True)
 
 
+def no_file(path: str) -> DataError:
+    """Make the error for what is there and neither a file nor a folder."""
+    return DataError(f"{path} is a device, pipe or socket, which cannot be read twice; give a file or a folder")
+
+
 def _kind(path: str) -> str:
     """Return "folder", "tar" or "list", by what is there and not by its name; a compressed file goes with the tars."""
     try:
@@ -57,7 +62,7 @@ def _kind(path: str) -> str:
         if stat.S_ISDIR(mode):
             return "folder"
         if not stat.S_ISREG(mode):
-            raise DataError(f"{path} is a device, pipe or socket, which cannot be read twice; give a file or a folder")
+            raise no_file(path)
         with open(path, "rb") as file:
             beginning = file.read(tarfile.BLOCKSIZE)
     except FileNotFoundError as error:

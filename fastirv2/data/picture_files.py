@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastirv2.building.sources import IMAGE_SUFFIXES
+from fastirv2.building.sources import IMAGE_SUFFIXES, no_file
 from fastirv2.errors import DataError
 
 _LOOKED_AT = 4096  # bytes by which a list is told from an image
@@ -26,7 +26,7 @@ def find_pictures(arguments: Sequence[str]) -> Iterator[str]:
         if os.path.isdir(argument):
             yield from _in_folder(argument)
         elif os.path.exists(argument) and not os.path.isfile(argument):
-            raise DataError(f"{argument} is a device, pipe or socket, which cannot be read twice; give a file or a folder")
+            raise no_file(argument)
         elif is_list(argument):
             yield from _listed(argument)
         else:
