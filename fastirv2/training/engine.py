@@ -54,7 +54,8 @@ def choose_precision(amp: Amp, device: torch.device, *, deterministic: bool = Fa
         warnings.filterwarnings("ignore", message=advice)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = amp == "tf32"
     torch.backends.cudnn.benchmark = not deterministic  # shapes change with --input.sizes alone, so the search pays
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # it imports torch's compiler: two seconds
+        torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what was never written

@@ -169,6 +169,20 @@ def test_precision_is_chosen_for_the_device():
         choose_precision("tf32", CPU)
 
 
+def test_deterministic_algorithms_are_asked_for_only_where_that_changes_something(monkeypatch):
+    """torch imports its compiler to be asked, which takes two seconds of every process."""
+    asked = []
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    choose_precision("fp32", CPU)
+    choose_precision("fp32", CPU, deterministic=True)
+    assert asked == [True]
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    choose_precision("fp32", CPU)
+    assert asked == [True, False]
+
+
 @pytest.mark.parametrize("amp", ["bf16", "tf32"])
 def test_a_gpu_that_does_not_compute_in_a_precision_is_refused(amp, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
