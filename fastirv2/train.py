@@ -139,6 +139,7 @@ def introduce(prepared: Prepared, process: Process, console: Console) -> None:
 def conclude(run: Run) -> None:
     """Say how it ended: with the report, where it is done."""
     run.console.end()
+    run.reporter.draw(last=True)
     best = f"best top-1 error {run.best_error:.3f} % after epoch {run.best_epoch}"
     best = best if run.best_epoch else "no epoch has ended yet"
     if run.step < run.plan.total_steps:

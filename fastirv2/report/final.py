@@ -1,4 +1,4 @@
-"""What a run leaves for its reader: summary.csv, curves.png and report.md, made anew at each epoch's end."""
+"""What a run leaves for its reader: summary.csv, report.md and curves.png, made anew while it goes."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def sittings(lines: Iterable[Line]) -> list[Sitting]:
     return found
 
 
-def draw(run: Path) -> None:
-    """Write summary.csv, curves.png and report.md from what was measured so far, once an epoch has been validated.
+def draw(run: Path, *, picture: bool = True) -> None:
+    """Write summary.csv, report.md and, if asked, curves.png from what was measured so far, once an epoch has been validated.
 
     Raises:
         DataError: one of them cannot be written.
@@ -57,6 +57,8 @@ def draw(run: Path) -> None:
     table = read_toml(run / "config.toml")
     write_summary(run, rows)
     write_text(run / "report.md", report(run.name, table, lines))
+    if not picture:
+        return
     reference = reference_of(table)
     others = [Curve.of_reference(reference)] if reference else []
     plot([*others, Curve(run.resolve().name, rows)], run / "curves.png")

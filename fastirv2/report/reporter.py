@@ -15,6 +15,8 @@ from fastirv2.report.final import draw
 from fastirv2.report.metrics import Line, Metrics, epochs
 from fastirv2.report.published import reference_of
 
+PICTURE_SHARE = 0.01  # of the time, at most, that a run spends on its picture: half a second each, for which all ranks wait
+
 
 class Reporter:
     """Reports for the first rank into the folder of a run; on the other ranks nothing is written and nothing is said.
@@ -27,6 +29,8 @@ class Reporter:
         self._metrics = Metrics(folder)
         self._board: Board | None = None
         self._refused: set[str] = set()  # what the disk does not take at present
+        self._undrawn = False  # whether an epoch is not in the picture yet
+        self._next_picture = 0.0  # from when on there is time for one, on the perf_counter clock
 
     @property
     def waiting(self) -> list[str]:
@@ -60,6 +64,7 @@ class Reporter:
             return
         for line in lines:
             self.write(line)
+        self._undrawn = True
         row = epochs(self._metrics.lines())[-1]
         self._console.epoch(row, lines[0]["images"], best=best)
         reference = reference_of(self._table)
@@ -71,11 +76,21 @@ class Reporter:
         self._console.warn(f"{sentence}; another record of its batch takes its place")
         self.write({"kind": "bad", "step": step, "record": sentence, "time": time.time()})
 
-    def draw(self) -> None:
-        """Draw what was measured so far; what cannot be written now can be after the next epoch, or by the command anew."""
-        if self._first:
-            with self.goes_on("curves.png"):
-                draw(self._folder)
+    def draw(self, *, last: bool = False) -> None:
+        """Write how the run stands; the picture of it where it is the `last` one, or there is time for it.
+
+        What cannot be written now can be after the next epoch, or by the command anew.
+        """
+        if not (self._first and self._undrawn):
+            return
+        begun = time.perf_counter()
+        picture = last or begun >= self._next_picture or "curves.png" in self._refused
+        with self.goes_on("curves.png"):
+            draw(self._folder, picture=picture)
+            self._undrawn = not picture
+        if picture:
+            ended = time.perf_counter()
+            self._next_picture = ended + (ended - begun) / PICTURE_SHARE
 
     @contextlib.contextmanager
     def goes_on(self, name: str) -> Iterator[None]:

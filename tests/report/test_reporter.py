@@ -2,10 +2,12 @@
 
 import json
 
+import tomli_w
+
 from fastirv2.report.console import Console
 from fastirv2.report.reporter import Reporter
+from tests.report.test_final import TABLE
 
-TABLE = {"reference": "lim0606_setting1", "band": 5.0, "model": {"classes": 1000}}
 VAL = {"kind": "val", "step": 20, "epoch": 2, "images": 50000, "loss": 2.0, "top5_error": 50.0, "weights": "raw", "time": 9.0}
 
 
@@ -33,6 +35,31 @@ def test_an_epoch_above_the_band_is_warned_of_once(tmp_path, capsys):
 def test_within_the_band_nothing_is_warned_of(tmp_path, capsys):
     report(tmp_path, 70.0)
     assert "points above" not in capsys.readouterr().err
+
+
+def test_the_picture_is_drawn_at_first_at_last_and_between_as_often_as_there_is_time(tmp_path, monkeypatch):
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(TABLE))
+    reporter = Reporter(tmp_path, TABLE, Console(first=True), first=True)
+    reporter.begin(0, ranks=8, device="CPU")
+
+    def drawn(epoch, *, last=False):
+        """Say whether the picture is drawn after another epoch, whose report always is written."""
+        (tmp_path / "curves.png").unlink(missing_ok=True)
+        reporter.epoch([VAL | {"top1_error": 70.0, "epoch": epoch, "step": 10 * epoch}], best=True)
+        reporter.draw(last=last)
+        assert f"after epoch {epoch} of" in (tmp_path / "report.md").read_text()
+        assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1 + epoch
+        return (tmp_path / "curves.png").exists()
+
+    assert [drawn(1), drawn(2), drawn(3)] == [True, False, False]  # a hundred times what it took has not gone by
+    reporter.draw(last=True)
+    assert (tmp_path / "curves.png").exists()
+    (tmp_path / "curves.png").unlink()
+    reporter.draw(last=True)
+    assert not (tmp_path / "curves.png").exists()  # it had all epochs
+    assert [drawn(4), drawn(5, last=True)] == [False, True]
+    monkeypatch.setattr("fastirv2.report.reporter.PICTURE_SHARE", 1e9)
+    assert [drawn(6, last=True), drawn(7)] == [True, True]
 
 
 def test_other_ranks_write_nothing_and_say_nothing(tmp_path, capsys):
