@@ -47,11 +47,18 @@ class DivergedError(UserError):
     shared = True
 
 
-class StoppedError(UserError):
-    """A signal ended the run; its state is saved. All processes of a run stop at the same step."""
+class StoppedError(BaseException):
+    """A signal ended the run; its state is saved. All processes of a run stop at the same step.
+
+    It is no `Exception`, as KeyboardInterrupt is none: it may come in the midst of anything, and what takes any exception of a
+    library for damage in a file must let it pass.
+    """
 
     exit_code = 75
     shared = True
+
+
+SENTENCES = (UserError, StoppedError)  # what ends a command with a sentence and an exit code of its own
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -83,7 +90,7 @@ def short_options(text: str) -> str:
 
 
 def run_command(main: Callable[[], int | None], program: str, *, short: bool = False) -> None:
-    """Run a command's `main` and end the process with its exit code; a `UserError` becomes one sentence on stderr.
+    """Run a command's `main` and end the process with its exit code; an error of `SENTENCES` becomes one on stderr.
 
     `short` says that its options have no sections.
     """
@@ -94,7 +101,7 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process runs
     try:
         code = main() or 0
-    except UserError as error:
+    except SENTENCES as error:
         if not error.shared or os.environ.get("RANK", "0") == "0":
             say(f"{program}: {short_options(str(error)) if short else error}")
         code = error.exit_code

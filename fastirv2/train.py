@@ -14,7 +14,7 @@ from fastirv2.data.bus_error import on_bus_error
 from fastirv2.data.counter import hashes
 from fastirv2.data.sampler import batch
 from fastirv2.data.samples import describe
-from fastirv2.errors import StoppedError, UsageError, UserError, is_out_of_memory, out_of_memory, run_command
+from fastirv2.errors import SENTENCES, StoppedError, UsageError, is_out_of_memory, out_of_memory, run_command
 from fastirv2.models.freezing import FROZEN
 from fastirv2.models.weight_files import Contents
 from fastirv2.report.console import Console
@@ -179,9 +179,9 @@ def command() -> int:
         with leaving():
             process = join(options.config.train.device, watchdog.collective_seconds)
             check_device(options.config, process.device)
-            with watchdog.signals.unwrapped(), explained():
+            with explained():
                 execute(options, process, console, watchdog)
-    except UserError as error:
+    except SENTENCES as error:
         if not error.shared:
             watchdog.tell(error.exit_code)
         raise

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 
 from fastirv2.building.listing import Place
-from fastirv2.errors import DataError, UserError
+from fastirv2.errors import DataError
 
 _LONGEST_HEADER = 1 << 20  # with the long names behind it; a larger one is damage, and would be read into memory
 _LONGEST_TAIL = 1 << 20  # zeros that fill a tar up to its blocking factor, ten kilobytes as a rule
@@ -116,7 +116,7 @@ def _next_member(archive: tarfile.TarFile, window: _Window, title: str) -> tarfi
         member = tarfile.TarInfo.fromtarfile(archive)
     except tarfile.EOFHeaderError:
         return None
-    except (OSError, UserError):  # the latter of a signal
+    except OSError:
         raise
     except Exception as error:  # tarfile meets damage with IndexError, ValueError and others beside its own
         if window.tell() >= window.length:

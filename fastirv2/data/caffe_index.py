@@ -15,7 +15,7 @@ import numpy as np
 from fastirv2.data.datum import DatumFields, scan
 from fastirv2.data.image_size import upright_size
 from fastirv2.data.lmdb_file import Meta, check_size, data_file, value_extents
-from fastirv2.errors import DataError, UserError
+from fastirv2.errors import DataError
 from fastirv2.files import alone_in, cache_folder, write_file
 
 INDEX = np.dtype(
@@ -65,8 +65,6 @@ def _load(kept: Path, state: np.ndarray) -> np.ndarray | None:
         with np.load(kept, allow_pickle=False) as arrays:
             index = arrays["index"]
             fits = np.array_equal(arrays["state"], state) and index.dtype == INDEX and len(index) == state[-1]
-    except UserError:  # a signal that came meanwhile
-        raise
     except Exception:  # damaged or cut off, which numpy and zipfile say in many ways: it is made again
         return None
     return index if fits else None

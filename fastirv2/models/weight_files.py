@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from fastirv2.errors import DataError, UsageError, UserError
+from fastirv2.errors import DataError, UsageError
 from fastirv2.models.keras import HDF5, WEIGHTS_IN_ARCHIVE, read_keras
 
 Which = Literal["auto", "raw", "ema"]
@@ -161,8 +161,6 @@ def _unpickled(file: Path) -> Any:
         ) from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    except UserError:  # a signal that came meanwhile
-        raise
     except Exception as error:  # torch raises anything from EOFError to EINVAL, for a seek before the beginning, if it is cut
         raise DataError(f"{file} is cut short, or no file of weights") from error
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastirv2.errors import DataError, UsageError, UserError
+from fastirv2.errors import DataError, UsageError
 from fastirv2.files import sync_folder, write_file
 from fastirv2.models.weight_files import damaged_member
 
@@ -190,8 +190,6 @@ def read(path: Path) -> dict[str, Any]:
         raise DamagedError(f"checkpoint {path} is damaged: {member} in it is not what was written")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:  # a signal that came meanwhile
-        raise
     except Exception as error:  # torch raises anything from EOFError to EINVAL, for a seek before the beginning, if it is cut
         sentence = f"checkpoint {path} cannot be read ({_reason(error)})"
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from fastirv2.errors import DataError, UsageError, UserError, say
+from fastirv2.errors import SENTENCES, DataError, UsageError, say
 from fastirv2.host import cpu_share
 from fastirv2.report.machine import DRIVER
 from fastirv2.training.watchdog import Watchdog
@@ -107,7 +107,7 @@ def leaving() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
+    except SENTENCES as error:
         if error.shared:
             leave()
         raise
@@ -149,11 +149,11 @@ def from_all(value: T) -> list[T]:
 
 
 def together(work: Callable[[], T]) -> T:
-    """Run `work` on every rank; a `UserError` of any rank ends all of them with the first one's sentence, said once."""
+    """Run `work` on every rank; an error of `SENTENCES` on any ends all with the first one's, said once."""
     result, error = None, None
     try:
         result = work()
-    except UserError as raised:
+    except SENTENCES as raised:
         error = raised
     except OSError as raised:
         error = DataError(f"{raised.filename or 'a file'} cannot be used: {raised.strerror}; mend that and try again")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Iterator
 from types import FrameType
 
 from fastirv2.errors import StoppedError
@@ -29,7 +27,6 @@ class Signals:
     def __init__(self) -> None:
         self.received = 0
         self.training = False
-        self._stopped: StoppedError | None = None
         for number in HEARD:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._handle)
@@ -42,15 +39,4 @@ class Signals:
         if not self.training and not again:
             error = StoppedError(f"stopped by {name(number)} at its start: nothing is lost, the same command goes on")
             error.shared = False  # the other ranks may not have heard it
-            self._stopped = error
             raise error
-
-    @contextlib.contextmanager
-    def unwrapped(self) -> Iterator[None]:
-        """Raise what a signal at the start has raised as itself, where torch's compiler has made an error of its own of it."""
-        try:
-            yield
-        except Exception as error:
-            if self._stopped and not self.training and error is not self._stopped:
-                raise self._stopped from error
-            raise

@@ -40,18 +40,18 @@ def test_before_it_trains_a_signal_ends_a_run_and_a_second_one_does_not_disturb_
     assert signals.received == signal.SIGUSR2
 
 
-def test_a_signal_that_the_compiler_takes_for_an_error_of_its_own_is_a_signal():
+def test_what_takes_any_exception_for_a_failure_of_its_own_lets_a_signal_pass():
+    """As torch's compiler does, and as what reads a damaged file must."""
+
     def compiled():
         try:
             signal.raise_signal(signal.SIGTERM)
-        except StoppedError as error:
+        except Exception as error:
             raise UsageError(f"the network cannot be compiled here (InductorError: {error})") from error
 
-    signals = Signals()
-    with pytest.raises(StoppedError, match="stopped by SIGTERM at its start"), signals.unwrapped():
+    Signals()
+    with pytest.raises(StoppedError, match="stopped by SIGTERM at its start"):
         compiled()
-    with pytest.raises(UsageError, match="no compiler"), Signals().unwrapped():
-        raise UsageError("no compiler")
 
 
 def test_what_nohup_has_a_run_ignore_stays_ignored():
