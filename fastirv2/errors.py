@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import os
 import re
 import signal
@@ -115,6 +116,7 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
         sys.stdout.flush()
     except OSError:  # into a file on a full disk: Python would exit with 120
         _close_stdout()
+    gc.freeze()  # or Python looks for cycles among all that was imported, several times, before it ends
     sys.exit(code)
 
 
