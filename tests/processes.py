@@ -1,27 +1,43 @@
-"""Commands as processes, alone or under torchrun, the way users start them."""
+"""Commands as processes, alone, as ranks or under torchrun, the way users start them, many of them forked (`tests.nursery`)."""
 
 import contextlib
 import os
 import resource
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+from tests import nursery
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run_python(*arguments, timeout=300, **options):
+def run_python(*arguments, timeout=300, env=None):
     """Run `python ARGUMENTS` and return the finished process with its output as text."""
-    line = [sys.executable, *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=timeout, **options)
+    return _finished([nursery.start(*arguments, env=env)], timeout)
 
 
-def torchrun(ranks, *arguments, timeout=300, **options):
+def run_ranks(count, *arguments, timeout=300, **environment):
+    """Run `python ARGUMENTS` as so many ranks without a launcher, and return them as one finished process."""
+    return _finished(start_ranks(count, *arguments, **environment), timeout)
+
+
+def _finished(processes, timeout):
+    try:
+        texts = [process.communicate(timeout=timeout) for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+        raise
+    code = max((process.returncode for process in processes), key=abs)
+    return subprocess.CompletedProcess(processes[0].args, code, *map("".join, zip(*texts, strict=True)))
+
+
+def torchrun(ranks, *arguments, **options):
     """Run `torchrun --nproc-per-node RANKS ARGUMENTS` on a port of its own."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
-    return run_python(*launcher, *arguments, timeout=timeout, **options)
+    return run_python(*launcher, *arguments, **options)
 
 
 @contextlib.contextmanager
@@ -48,12 +64,7 @@ def start_ranks(count, *arguments, last=(), **environment):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
         where = {name: str(value) for name, value in {**names, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items()}
         line = [*arguments[: len(arguments) - len(last)], *last] if rank == count - 1 else arguments
-        line = [sys.executable, *map(str, line)]
-        ranks.append(
-            subprocess.Popen(
-                line, env={**os.environ, **where, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+        ranks.append(nursery.start(*line, env={**os.environ, **where, **environment}))
     return ranks
 
 

@@ -1,4 +1,4 @@
-"""Run by torchrun: blocks whose normalisation spans the ranks, eager and compiled, merged and not, and their collectives."""
+"""Run as a rank: blocks whose normalisation spans the ranks, eager and compiled, merged and not, and their collectives."""
 
 import sys
 from collections import Counter

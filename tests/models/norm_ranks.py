@@ -1,4 +1,4 @@
-"""Run by torchrun: normalise this rank's share of a batch in several ways and save what came out."""
+"""Run as a rank: normalise its share of a batch in several ways and save what came out."""
 
 import sys
 from pathlib import Path

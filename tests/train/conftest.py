@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import run_python, torchrun
+from tests import nursery
+from tests.processes import run_python, run_ranks, torchrun
 
 OF_THE_RUN = ("config", "interval_seconds", "unlogged")  # what a checkpoint holds of a run besides what it has learned
 RECIPE = """
@@ -46,15 +45,16 @@ class Trainer:
         paths = ("--train", str(train or self.data), "--val", str(val or self.data), "--out", str(out))
         return ("-m", self.module, "--recipe", str(self.recipe), *paths, *options)
 
-    def __call__(self, out, *options, ranks=1, **paths):
+    def __call__(self, out, *options, ranks=1, launched=False, **paths):
+        """Run it on so many ranks, `launched` by torchrun or each started by itself."""
         arguments = self.arguments(out, *options, **paths)
-        return run_python(*arguments) if ranks == 1 else torchrun(ranks, *arguments)
+        if launched:
+            return torchrun(ranks, *arguments)
+        return run_python(*arguments) if ranks == 1 else run_ranks(ranks, *arguments)
 
-    def start(self, out, *options, before=(), **paths):
-        """Start a run to which something is to happen, and whose passes take their time for it; `before` is before python."""
-        line = [*before, sys.executable, *self.arguments(out, *options, **paths)]
-        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(line, stdin=subprocess.DEVNULL, text=True, env={**os.environ, "PASS_SECONDS": "0.1"}, **pipes)
+    def start(self, out, *options, **paths):
+        """Start a run to which something is to happen, and whose passes take their time for it."""
+        return nursery.start(*self.arguments(out, *options, **paths), env={**os.environ, "PASS_SECONDS": "0.1"})
 
 
 @pytest.fixture
@@ -62,14 +62,6 @@ def trainer(tmp_path, lmdb_folder):
     recipe = tmp_path / "small.toml"
     recipe.write_text(RECIPE)
     return Trainer(recipe, lmdb_folder)
-
-
-def several(*runs):
-    """Run the trainer with each of these lists of arguments, in one process; return what would be each one's process."""
-    done = run_python("-m", "tests.train.several", *(json.dumps([*map(str, arguments)]) for arguments in runs))
-    assert_done(done)
-    results = zip(runs, json.loads(done.stdout), strict=True)
-    return [subprocess.CompletedProcess(arguments, **result) for arguments, result in results]
 
 
 def light_trainer(folder, data):

@@ -37,7 +37,7 @@ def test_a_run_of_an_older_version_goes_on_and_another_input_is_another_run(ligh
 def test_a_file_without_a_header_ends_all_ranks_with_one_sentence(light, images, tmp_path):
     copy = shutil.copytree(images, tmp_path / "images")
     (copy / "dog/03.jpg").write_bytes(b"no image")
-    refused = light(tmp_path / "run", "--input.augment", "resnet", train=copy, ranks=2)
+    refused = light(tmp_path / "run", "--input.augment", "resnet", train=copy, ranks=2, launched=True)
     assert refused.returncode != 0
     assert refused.stderr.count("dog/03.jpg cannot be decoded (it is no image); remove it") == 1
     assert not (tmp_path / "run").exists()

@@ -2,8 +2,14 @@
 
 import shutil
 
+import pytest
+
 from tests.processes import run_python
-from tests.train.conftest import assert_done, several
+from tests.train.conftest import assert_done
+
+
+def train(*arguments):
+    return run_python("-m", "fastirv2.train", *arguments)
 
 
 def one_sentence(process, code):
@@ -37,34 +43,32 @@ USAGE = [
 ]
 
 
-def test_usage(tmp_path):
+@pytest.mark.parametrize(("arguments", "sentence"), USAGE)
+def test_usage(arguments, sentence, tmp_path):
     run = tmp_path / "run"
-    refused = several(*([str(run) if word == "RUN" else word for word in arguments] for arguments, _ in USAGE))
-    for (_, sentence), process in zip(USAGE, refused, strict=True):
-        assert sentence in one_sentence(process, 2)
+    assert sentence in one_sentence(train(*(run if word == "RUN" else word for word in arguments)), 2)
     assert not run.exists()
 
 
 def test_a_wrong_value_names_the_option_and_what_it_takes():
-    refused = run_python("-m", "fastirv2.train", "--recipe", "demo", "--train.amp", "fp8")
+    refused = train("--recipe", "demo", "--train.amp", "fp8")
     assert_done(refused, 2)
     assert "--train.amp" in refused.stderr
     assert "'bf16'" in refused.stderr
 
 
-def test_a_recipe_file_with_a_wrong_name_or_value(tmp_path):
-    texts = {
-        "[train]\nepoch = 3": "[train]: there is no 'epoch' here; did you mean 'epochs'?",
-        '[train]\nepochs = "3"': "[train]: epochs is '3', but a value of type int is needed",
-        '[schedule]\nkind = "cosin"': "[schedule]: kind is 'cosin'; did you mean 'cosine'?",
-        "[train": "cannot be read as TOML",
-    }
-    recipes = [tmp_path / f"{number}.toml" for number in range(len(texts))]
-    for recipe, text in zip(recipes, texts, strict=True):
-        recipe.write_text(text)
-    refused = several(*(["--recipe", recipe] for recipe in recipes))
-    for sentence, process in zip(texts.values(), refused, strict=True):
-        assert sentence in one_sentence(process, 2)
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[train]\nepoch = 3", "[train]: there is no 'epoch' here; did you mean 'epochs'?"),
+        ('[train]\nepochs = "3"', "[train]: epochs is '3', but a value of type int is needed"),
+        ('[schedule]\nkind = "cosin"', "[schedule]: kind is 'cosin'; did you mean 'cosine'?"),
+        ("[train", "cannot be read as TOML"),
+    ],
+)
+def test_a_recipe_file_with_a_wrong_name_or_value(text, sentence, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    assert sentence in one_sentence(train("--recipe", tmp_path / "mine.toml"), 2)
 
 
 def test_data(trainer, images, lmdb_folder, tmp_path):
@@ -81,9 +85,8 @@ def test_data(trainer, images, lmdb_folder, tmp_path):
         ({}, ["--model.classes", "1"], "the data has 2 classes, but --model.classes is 1"),
         ({"train": lmdb_folder / "data.mdb"}, [], "data.mdb, line 1 is no text; give the folder of an LMDB"),
     ]
-    refused = several(*(trainer.arguments(run, *options, **paths)[2:] for paths, options, _ in cases))
-    for (_, _, sentence), process in zip(cases, refused, strict=True):
-        assert sentence in one_sentence(process, 65)
+    for paths, options, sentence in cases:
+        assert sentence in one_sentence(trainer(run, *options, **paths), 65)
     assert not run.exists()
 
 
@@ -91,9 +94,8 @@ def test_a_run_folder_that_cannot_be_used(trainer, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("")
-    under_a_file, with_a_thesis = several(*(trainer.arguments(tmp_path / run)[2:] for run in ("file/run", "full")))
-    assert "file/run cannot be written" in one_sentence(under_a_file, 65)
-    assert "is not empty and no run" in one_sentence(with_a_thesis, 2)
+    assert "file/run cannot be written" in one_sentence(trainer(tmp_path / "file/run"), 65)
+    assert "is not empty and no run" in one_sentence(trainer(tmp_path / "full"), 2)
 
 
 def test_a_dry_run_says_what_would_be_done_and_what_it_takes_and_leaves_nothing(light, tmp_path):
@@ -122,12 +124,13 @@ def test_a_dry_run_finds_an_image_that_cannot_be_decoded(light, images, tmp_path
 
 
 def test_the_recipes_are_listed_and_a_printed_configuration_is_a_recipe(tmp_path):
-    listed, printed = several(["--recipes"], ["--recipe", "setting1", "--train.epochs", "7", "--print-config"])
+    listed = train("--recipes")
     assert_done(listed)
     assert "24.407 / 7.407" in listed.stdout
+    printed = train("--recipe", "setting1", "--train.epochs", "7", "--print-config")
     assert_done(printed)
     (tmp_path / "mine.toml").write_text(printed.stdout)
-    again = run_python("-m", "fastirv2.train", "--recipe", tmp_path / "mine.toml", "--print-config")
+    again = train("--recipe", tmp_path / "mine.toml", "--print-config")
     assert again.stdout == printed.stdout
     assert "epochs = 7" in printed.stdout
     assert "total_steps" not in printed.stdout  # which a run derives: said in a recipe it would do nothing

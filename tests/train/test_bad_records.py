@@ -25,7 +25,7 @@ def spoilt(images, tmp_path):
 def test_it_stops_with_the_state_saved_and_goes_on_without_the_record(light, spoilt, tmp_path):
     data, bad = spoilt
     run = tmp_path / "run"
-    stopped = light(run, train=data, ranks=2)
+    stopped = light(run, train=data, ranks=2, launched=True)
     assert f"fastirv2.train: {bad} cannot be decoded (" in stopped.stderr
     assert stopped.stderr.count("cannot be decoded") == 1
     assert "--data.on-bad skip" in stopped.stderr

@@ -7,7 +7,7 @@ import torch
 
 from fastirv2.errors import UsageError
 from fastirv2.training.plan import TrainConfig
-from tests.processes import run_python, torchrun
+from tests.processes import run_python, run_ranks
 from tests.train.conftest import RECIPE, Trainer, assert_done, latest
 from tests.train.small_finetuning import SmallPaper
 
@@ -21,7 +21,7 @@ def finetune(trainer, run, file, *options, ranks=1):
     """Start from `file` with the small network."""
     arguments = trainer.arguments(run, "--train.init-from", file, *SETTINGS, *options)[2:]
     line = ("-m", "tests.train.small_finetuning", *arguments)
-    return run_python(*line) if ranks == 1 else torchrun(ranks, *line)
+    return run_python(*line) if ranks == 1 else run_ranks(ranks, *line)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -244,7 +246,8 @@ def test_fresh_moves_the_old_run_aside_once_a_job_and_deletes_nothing(undisturbe
 
 def test_under_nohup_a_lost_terminal_does_not_stop_it(light, tmp_path):
     run = tmp_path / "run"
-    process = light.start(run, "--train.epochs", "1", before=["nohup"])
+    line = ["nohup", sys.executable, *light.arguments(run, "--train.epochs", "1")]
+    process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_line(run, '"step": 1,', process)
     process.send_signal(signal.SIGHUP)
     said, _ = process.communicate(timeout=60)

@@ -9,7 +9,7 @@ from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, ValidationOrder
 from fastirv2.training.engine import unit
-from tests.processes import ONE_THREAD, torchrun
+from tests.processes import run_ranks
 from tests.train import validation_ranks
 from tests.train.conftest import RECIPE, Trainer, assert_done, assert_the_same, latest, metrics
 from tests.train.small_network import SmallNetwork
@@ -70,7 +70,7 @@ def test_validation_of_103_images_is_that_of_a_plain_loop_on_1_2_3_and_4_ranks(i
     files = sorted(images.rglob("*.jpg"))
     path = tmp_path / "val.txt"
     path.write_text("".join(f"{files[i % 23]} {i % validation_ranks.CLASSES}\n" for i in range(103)))
-    done = torchrun(4, "-m", "tests.train.validation_ranks", path, tmp_path, env=ONE_THREAD)
+    done = run_ranks(4, "-m", "tests.train.validation_ranks", path, tmp_path)
     assert done.returncode == 0, done.stderr
 
     model = validation_ranks.network().eval()
@@ -93,7 +93,7 @@ def test_validation_of_103_images_is_that_of_a_plain_loop_on_1_2_3_and_4_ranks(i
 
 
 def test_ranks_that_do_not_divide_the_batch_get_one_sentence(light, tmp_path):
-    refused = light(tmp_path / "run", "--train.global-batch", "9", ranks=2)
+    refused = light(tmp_path / "run", "--train.global-batch", "9", ranks=2, launched=True)
     assert refused.returncode != 0
     said = [line for line in refused.stderr.splitlines() if "do not divide" in line]
     assert said == ["fastirv2.train: 2 ranks do not divide a global batch of 9 images; --train.global-batch 8 or 10 would do"]
@@ -103,7 +103,7 @@ def test_ranks_that_do_not_divide_the_batch_get_one_sentence(light, tmp_path):
 def test_an_image_that_one_rank_cannot_decode_ends_all_with_one_sentence(light, images, tmp_path):
     copy = shutil.copytree(images, tmp_path / "images")
     (copy / "dog/09.jpg").write_bytes(b"no image")
-    refused = light(tmp_path / "run", ranks=2, train=copy)
+    refused = light(tmp_path / "run", ranks=2, launched=True, train=copy)
     sentence = f"{copy}/dog/09.jpg cannot be decoded (it is no image)"
     assert [line for line in refused.stderr.splitlines() if sentence in line]
     assert "Connection closed" not in refused.stderr
@@ -128,6 +128,6 @@ def test_what_two_ranks_validate_is_the_network_of_the_checkpoint(light, tmp_pat
 
 
 def test_missing_data_on_two_ranks_is_said_once(light, tmp_path):
-    refused = light(tmp_path / "run", ranks=2, train=tmp_path / "none")
+    refused = light(tmp_path / "run", ranks=2, launched=True, train=tmp_path / "none")
     assert refused.stderr.count(f"{tmp_path / 'none'} does not exist") == 1
     assert "exitcode  : 65" in refused.stderr

@@ -1,4 +1,4 @@
-"""Run by torchrun on four ranks: validates a list of images on 1, 2, 3 and 4 of them; arguments: LIST OUT."""
+"""Run as one of four ranks: validates a list of images on 1, 2, 3 and 4 of them; arguments: LIST OUT."""
 
 import os
 import sys
