@@ -95,6 +95,7 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
 
     `short` says that its options have no sections.
     """
+    gc.freeze()  # or Python looks for cycles among all that was imported, again and again, most of it at the end
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the package has it while it is imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("stdout", "stderr"):
@@ -116,7 +117,8 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
         sys.stdout.flush()
     except OSError:  # into a file on a full disk: Python would exit with 120
         _close_stdout()
-    gc.freeze()  # or Python looks for cycles among all that was imported, several times, before it ends
+    gc.collect()  # what is still open in a cycle, as an input pipeline may be, ends before the libraries that it needs do
+    gc.freeze()
     sys.exit(code)
 
 

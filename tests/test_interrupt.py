@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still importing ends it at once, and quietly."""
+"""How commands end: by Ctrl-C while they import at once and quietly, otherwise with nothing left open."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ import sys
 import time
 
 import pytest
+
+from fastirv2.errors import DataError, run_command
 
 
 @pytest.mark.parametrize("command", ["fastirv2.train", "fastirv2.evaluate", "fastirv2.predict", "fastirv2.export"])
@@ -26,3 +28,25 @@ def test_ctrl_c_while_torch_is_imported_shows_no_traceback(tmp_path, command):
 def test_importing_the_package_leaves_signals_as_they_are():
     line = "import signal, fastirv2; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     subprocess.run([sys.executable, "-c", line], check=True)
+
+
+def test_what_is_still_open_in_a_cycle_is_ended_before_the_interpreter_is():
+    """As an input pipeline is, whose graph knows the loader that it belongs to."""
+    ended = []
+
+    class Pipeline:
+        def __init__(self):
+            self.feed = self.next
+
+        def next(self): ...
+
+        def __del__(self):
+            ended.append(self)
+
+    def command():
+        Pipeline().next()
+        raise DataError("the disk is gone")
+
+    with pytest.raises(SystemExit) as end:
+        run_command(command, "command")
+    assert (end.value.code, len(ended)) == (65, 1)
