@@ -125,10 +125,10 @@ def validate(run: Run) -> Agreed:
 
     if run.recalibration and run.pending == run.plan.epochs:
         run.recalibration(told_to_stop)
-        if agreed.signal or agreed.fault:
-            return agreed
-    settle_statistics(run)
-    sums = run.engine.validate(run.val, run.val_steps, told_to_stop)
+    sums = None
+    if not (agreed.signal or agreed.fault):
+        settle_statistics(run)
+        sums = run.engine.validate(run.val, run.val_steps, told_to_stop)
     run.val.wait_seconds()
     seconds = time.perf_counter() - begun
     run.paused += seconds

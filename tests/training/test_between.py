@@ -55,9 +55,12 @@ def test_a_run_is_told_to_stop_while_statistics_are_taken_anew(agreed):
         recalibration=recalibration,
         agreement=SimpleNamespace(reach=lambda **_: next(answers)),
         fault=None,
+        val=SimpleNamespace(wait_seconds=lambda: 0, faults=SimpleNamespace(untold=list)),
+        paused=0.0,
     )
     assert between.validate(run) is agreed
     assert (len(told), run.pending) == (2, 2)
+    assert run.paused > 0  # which is no time of the steps
 
 
 def test_a_validation_without_a_finite_loss_is_never_the_best(monkeypatch):
