@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from fastirv2.assembly import Prepared, at_largest_crop, build, check_device, divide, fit_batch, prepare, read_beginning
 from fastirv2.config import Config, Options, as_table, list_recipes, parse, recipe_names, settings, to_toml
@@ -81,7 +82,7 @@ def train(run: Run, config: Config) -> None:
         if agreed.fault:
             end_for_fault(run)
         if agreed.signal and step < plan.total_steps:
-            raise stopped(run, agreed.signal)
+            stop_for_signal(run, agreed.signal)
         if stop:
             break
     save(run, last=True)
@@ -102,14 +103,15 @@ def close_epoch(run: Run) -> None:
     if agreed.fault:
         end_for_fault(run)
     if agreed.signal:
-        raise stopped(run, agreed.signal)
+        stop_for_signal(run, agreed.signal)
     run.reporter.draw()
 
 
-def stopped(run: Run, received: int) -> StoppedError:
-    """Make the error that ends a run which a signal has stopped."""
+def stop_for_signal(run: Run, received: int) -> NoReturn:
+    """Raise what ends a run that a signal has stopped and whose state is saved."""
+    run.reporter.draw(last=True)
     name = signals.name(received)
-    return StoppedError(f"stopped by {name} after step {run.step}; the state is saved and the same command goes on")
+    raise StoppedError(f"stopped by {name} after step {run.step}; the state is saved and the same command goes on")
 
 
 def introduce(prepared: Prepared, process: Process, console: Console) -> None:
@@ -224,6 +226,8 @@ def execute(options: Options, process: Process, console: Console, watchdog: Watc
             f"{state['best_epoch']}; report.md and curves.png are in it"
         )
     if state and stop and step >= stop and not state["pending"]:
+        if process.first:
+            draw(folder)
         return console.say(f"{options.out} stands after step {step}: --train.stop-after {stop} leaves nothing to do")
     introduce(prepared, process, console)
     before = state["config"]["statistics"]["images"] if state else prepared.plan.bn_images

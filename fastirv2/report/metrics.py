@@ -95,9 +95,13 @@ def _again(line: Line, pending: bool) -> bool:
     return pending and line["kind"] == "val"
 
 
+def finite(line: Line) -> Line:
+    """Return a line as it is read back: None for what is no number."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+
 def _json(line: Line) -> str:
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(finite(line), allow_nan=False) + "\n"
 
 
 def read_metrics(path: Path) -> list[Line]:
@@ -134,6 +138,17 @@ def epochs(lines: Iterable[Line]) -> list[Line]:
             rows[-1].update({f"{which}_{name}": line[name] for name in MEASURED})
             rows[-1]["val_seconds"] = line.get("seconds", rows[-1]["val_seconds"])
     return [dict.fromkeys(COLUMNS) | row for row in rows]
+
+
+def since_validation(lines: Iterable[Line]) -> list[Line]:
+    """Return the lines of kind "train" that no row of `epochs` has yet."""
+    train: list[Line] = []
+    for line in lines:
+        if line["kind"] == "train":
+            train.append(line)
+        elif line["kind"] == "val":
+            train = []
+    return train
 
 
 def over_time(train: list[Line]) -> Line:

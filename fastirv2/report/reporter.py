@@ -12,10 +12,29 @@ from fastirv2.errors import DataError
 from fastirv2.report.board import Board
 from fastirv2.report.console import Console
 from fastirv2.report.final import draw
-from fastirv2.report.metrics import Line, Metrics, epochs
+from fastirv2.report.metrics import Line, Metrics, epochs, finite, since_validation
 from fastirv2.report.published import reference_of
 
-PICTURE_SHARE = 0.01  # of the time, at most, that a run spends on its picture: half a second each, for which all ranks wait
+REPORT_SHARE = PICTURE_SHARE = 0.01  # of the time, at most, that a run spends on either, while all ranks wait for the first
+
+
+class _Seldom:
+    """Says when it is time for something again, that is to take a share of the time at most."""
+
+    def __init__(self) -> None:
+        self._next = 0.0  # on the perf_counter clock
+
+    def due(self) -> bool:
+        """Say whether the share allows it."""
+        return time.perf_counter() >= self._next
+
+    @contextlib.contextmanager
+    def spent(self, share: float) -> Iterator[None]:
+        """Count the time within the context."""
+        begun = time.perf_counter()
+        yield
+        ended = time.perf_counter()
+        self._next = ended + (ended - begun) / share
 
 
 class Reporter:
@@ -29,8 +48,9 @@ class Reporter:
         self._metrics = Metrics(folder)
         self._board: Board | None = None
         self._refused: set[str] = set()  # what the disk does not take at present
-        self._undrawn = False  # whether an epoch is not in the picture yet
-        self._next_picture = 0.0  # from when on there is time for one, on the perf_counter clock
+        self._undrawn = False  # whether an epoch may not be in the picture yet
+        self._report, self._picture = _Seldom(), _Seldom()
+        self._trained: list[Line] = []  # the lines of kind "train" since the last validation
 
     @property
     def waiting(self) -> list[str]:
@@ -41,12 +61,16 @@ class Reporter:
         """Report that `ranks` ranks, each on such a device, go on after `step`."""
         if self._first:
             self._board = Board(self._folder / "tensorboard", step)
+            self._undrawn = True  # what went before may have been killed
+            self._trained = since_validation(self._metrics.lines())
         self.write({"kind": "begin", "step": step, "ranks": ranks, "device": device, "time": time.time()})
 
     def write(self, line: Line) -> None:
         """Write a line of any kind to the files of the run."""
         if not self._first:
             return
+        if line["kind"] == "train":
+            self._trained.append(finite(line))
         with self.goes_on("metrics.jsonl"):
             self._metrics.add(line)
         if self._board and line["kind"] in ("train", "val"):
@@ -65,7 +89,8 @@ class Reporter:
         for line in lines:
             self.write(line)
         self._undrawn = True
-        row = epochs(self._metrics.lines())[-1]
+        (row,) = epochs([*self._trained, *map(finite, lines)])
+        self._trained = []
         self._console.epoch(row, lines[0]["images"], best=best)
         reference = reference_of(self._table)
         if reference and (late := reference.behind(row)):
@@ -77,20 +102,19 @@ class Reporter:
         self.write({"kind": "bad", "step": step, "record": sentence, "time": time.time()})
 
     def draw(self, *, last: bool = False) -> None:
-        """Write how the run stands; the picture of it where it is the `last` one, or there is time for it.
+        """Write how the run stands, and draw its picture, where it is the `last` time or there is time for it.
 
         What cannot be written now can be after the next epoch, or by the command anew.
         """
         if not (self._first and self._undrawn):
             return
-        begun = time.perf_counter()
-        picture = last or begun >= self._next_picture or "curves.png" in self._refused
-        with self.goes_on("curves.png"):
+        picture = last or self._picture.due() or "curves.png" in self._refused
+        if not picture and not self._report.due():
+            return
+        clock, share = (self._picture, PICTURE_SHARE) if picture else (self._report, REPORT_SHARE)
+        with clock.spent(share), self.goes_on("curves.png"):
             draw(self._folder, picture=picture)
             self._undrawn = not picture
-        if picture:
-            ended = time.perf_counter()
-            self._next_picture = ended + (ended - begun) / PICTURE_SHARE
 
     @contextlib.contextmanager
     def goes_on(self, name: str) -> Iterator[None]:

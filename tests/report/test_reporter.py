@@ -1,10 +1,12 @@
 """What a run reports, on its first rank and on the others."""
 
 import json
+import math
 
 import tomli_w
 
 from fastirv2.report.console import Console
+from fastirv2.report.metrics import Metrics, epochs
 from fastirv2.report.reporter import Reporter
 from tests.report.test_final import TABLE
 
@@ -38,6 +40,7 @@ def test_within_the_band_nothing_is_warned_of(tmp_path, capsys):
 
 
 def test_the_picture_is_drawn_at_first_at_last_and_between_as_often_as_there_is_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastirv2.report.reporter.REPORT_SHARE", 1e9)
     (tmp_path / "config.toml").write_text(tomli_w.dumps(TABLE))
     reporter = Reporter(tmp_path, TABLE, Console(first=True), first=True)
     reporter.begin(0, ranks=8, device="CPU")
@@ -60,6 +63,37 @@ def test_the_picture_is_drawn_at_first_at_last_and_between_as_often_as_there_is_
     assert [drawn(4), drawn(5, last=True)] == [False, True]
     monkeypatch.setattr("fastirv2.report.reporter.PICTURE_SHARE", 1e9)
     assert [drawn(6, last=True), drawn(7)] == [True, True]
+
+
+def test_the_report_waits_for_its_time_too(tmp_path, monkeypatch):
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(TABLE))
+    monkeypatch.setattr("fastirv2.report.reporter.REPORT_SHARE", 1e-9)
+    reporter = Reporter(tmp_path, TABLE, Console(first=True), first=True)
+    reporter.begin(0, ranks=8, device="CPU")
+    written = []
+    for epoch in range(1, 5):
+        reporter.epoch([VAL | {"top1_error": 70.0, "epoch": epoch, "step": 10 * epoch}], best=True)
+        reporter.draw(last=epoch == 4)
+        written.append(len((tmp_path / "summary.csv").read_text().splitlines()) - 1)
+    assert written == [1, 2, 2, 4]  # with the picture, by itself, not again, at last
+
+
+def test_an_epoch_is_averaged_over_all_its_steps_before_and_after_a_restart(tmp_path, monkeypatch):
+    shown, rates = [], {"lr": 0.1, "images_per_second": 10.0}
+    monkeypatch.setattr(Console, "epoch", lambda self, row, *_, **__: shown.append(row))
+    for begun, steps in ((0, (5, 10, 20)), (20, (25,)), (25, (40, 45))):
+        reporter = Reporter(tmp_path, TABLE, Console(first=True), first=True)
+        reporter.begin(begun, ranks=1, device="CPU")
+        for step in steps:
+            loss = math.nan if step == 5 else float(step)
+            reporter.write({"kind": "train", "step": step, "images": 100, "loss": loss, "top1_error": 90.0, **rates})
+            if step in (10, 40):
+                averaged = VAL | {"step": step, "top1_error": 60.0, "loss": math.inf, "weights": "ema"}
+                reporter.epoch([VAL | {"step": step, "top1_error": 70.0}, averaged], best=True)
+        reporter.close()
+    assert [(row["train_loss"], row["train_seconds"]) for row in shown] == [(10.0, 20.0), (85 / 3, 30.0)]
+    assert [row["ema_loss"] for row in shown] == [None, None]
+    assert shown == epochs(Metrics(tmp_path).lines())
 
 
 def test_other_ranks_write_nothing_and_say_nothing(tmp_path, capsys):
