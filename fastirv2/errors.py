@@ -113,12 +113,14 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
     except BrokenPipeError:  # whoever read our output has seen enough
         _close_stdout()
         code = 128 + signal.SIGPIPE
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
     try:
         sys.stdout.flush()
     except OSError:  # into a file on a full disk: Python would exit with 120
         _close_stdout()
     gc.collect()  # what is still open in a cycle, as an input pipeline may be, ends before the libraries that it needs do
     gc.freeze()
+    signal.signal(signal.SIGINT, handler or signal.SIG_DFL)  # None: it was not Python's
     sys.exit(code)
 
 
