@@ -50,7 +50,9 @@ class Watchdog:
         self._tick = min(1.0, self._seconds / 30)
         self._rank, self._world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self._launcher = _launcher() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self._hosts_store = self._world > 1 and self._rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         self._words = Words()
+        self._heard: int | None = None
         self._beats, self._idle, self._signs = 0, 0.0, 0
         self._main = threading.main_thread().ident
         self._stopped = threading.Event()
@@ -76,11 +78,15 @@ class Watchdog:
     def tell(self, code: int) -> None:
         """Leave word that this rank fails with an exit code, so that the others end quietly and not with a lost connection."""
         self._words.leave("failed", f"{self._rank} {code}")
+        if self._hosts_store:  # without a launcher it ends with this process
+            time.sleep(2 * self._tick)
 
     def told(self) -> int | None:
         """Return the exit code that another rank has failed with, if one has."""
-        rank, code = (self._words.find("failed") or f"{self._rank} 0").split()
-        return int(code) if int(rank) != self._rank else None
+        if self._heard is None:
+            rank, code = (self._words.find("failed") or f"{self._rank} 0").split()
+            self._heard = int(code) if int(rank) != self._rank else None
+        return self._heard
 
     def lost_rank(self) -> StoppedError:
         """Make the error of a rank that has lost another one while it trained; the first rank to meet it says it."""

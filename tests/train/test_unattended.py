@@ -105,6 +105,16 @@ def test_signals_to_one_rank_or_node_and_a_killed_launcher_change_no_bit(command
     assert_the_same(run, calm)
 
 
+def test_a_signal_to_the_rank_that_hosts_the_store_ends_the_other_one_too_without_a_launcher(command, tmp_path):
+    ranks = start_ranks(2, *command(tmp_path / "run"))
+    assert "paper network" in next(lines(ranks[0].stdout))
+    ranks[0].send_signal(signal.SIGTERM)
+    codes, said = ended(ranks)
+    assert codes == [75, 75], said
+    assert said[0] == "fastirv2.train: stopped by SIGTERM at its start: nothing is lost, the same command goes on\n"
+    assert "Traceback" not in said[1]  # torch says that the store is gone
+
+
 @pytest.mark.soak
 def test_a_rank_that_hangs_ends_the_run_with_a_sentence(command, tmp_path):
     run = tmp_path / "run"
