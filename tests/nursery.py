@@ -18,23 +18,31 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
 
-MODULES = re.compile(r"fastirv2\.(evaluate|export|predict|train)|tests\.(models|train)\.\w+")  # what is run so
+import numpy as np
+
+MODULES = re.compile(r"fastirv2\.train|tests\.(models|train)\.\w+")  # what is run so
 IMPORTED = (
     "fastirv2.assembly", "matplotlib.backends.backend_agg", "tensorboard.compat.proto.event_pb2",
     "tensorboard.summary.writer.record_writer", "torch._dynamo",
 )  # fmt: skip
-AT_IMPORT = ("CUDA_", "GOMP_", "KMP_", "LD_", "MKL_", "MPL", "OMP_", "OPENBLAS_", "PYTHON", "TORCH_")  # is read then only
+AT_IMPORT = ("CUDA_", "GOMP_", "KMP_", "LD_", "MKL_", "MPL", "OMP_", "OPENBLAS_", "PYTHON", "PYTORCH_", "TORCH")  # is read then
+_started = count()
 
 
 def start(*arguments, env=None):
     """Start `python ARGUMENTS` with pipes for its text, forked from the nursery where that comes to the same."""
     arguments, env = [*map(str, arguments)], dict(os.environ if env is None else env)
-    if arguments[0] == "-m" and MODULES.fullmatch(arguments[1]) and _at_import(env) == _at_import(os.environ):
-        return Forked(arguments[1:], env)
+    if arguments[0] == "-m" and MODULES.fullmatch(arguments[1]):
+        nursery = _nursery(next(_started) % 2)
+        if _at_import(env) == nursery.env:
+            return Forked(arguments[1:], env, nursery.control)
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *arguments], env=env, **pipes)
 
@@ -46,13 +54,13 @@ def _at_import(env):
 class Forked:
     """What tests use of subprocess.Popen, for a process that the nursery has forked."""
 
-    def __init__(self, args, env):
+    def __init__(self, args, env, control):
         self.args, self.returncode = args, None
         (out, said), (err, complained), (self._end, ended) = (os.pipe() for _ in range(3))
-        socket.send_fds(_nursery(), [json.dumps([args, env, os.getcwd()]).encode()], [said, complained, ended])
+        socket.send_fds(control, [json.dumps([args, env, os.getcwd()]).encode()], [said, complained, ended])
         for written in (said, complained, ended):
             os.close(written)
-        self.pid = int(_nursery().recv(32))
+        self.pid = int(control.recv(32))
         self.stdout, self.stderr = os.fdopen(out), os.fdopen(err)
 
     def poll(self):
@@ -69,14 +77,21 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout=None):
-        readers = ThreadPoolExecutor(2)
-        texts = [readers.submit(stream.read) for stream in (self.stdout, self.stderr)]
-        readers.shutdown(wait=False)
+        begun, streams, texts = time.monotonic(), (self.stdout, self.stderr), ["", ""]
+
+        def read(which):
+            texts[which] = streams[which].read()
+
+        readers = [threading.Thread(target=read, args=(which,), daemon=True) for which in range(2)]
+        for reader in readers:
+            reader.start()
         self.wait(timeout)
-        said = tuple(text.result() for text in texts)
-        self.stdout.close()
-        self.stderr.close()
-        return said
+        for reader, stream in zip(readers, streams, strict=True):
+            reader.join(timeout and max(0, timeout - (time.monotonic() - begun)))
+            if reader.is_alive():  # a child of it has not ended
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            stream.close()
+        return tuple(texts)
 
     def send_signal(self, number):
         if self.poll() is None:
@@ -89,13 +104,21 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+class Nursery(NamedTuple):
+    """The socket on which a process is asked to fork, without whose other end it ends, and what it was imported with."""
+
+    control: socket.socket
+    env: dict[str, str]
+
+
 @cache
-def _nursery():
-    """Start the process that forks, and return the socket on which it is asked to; without this process it ends."""
+def _nursery(_):
+    """Start a nursery; there are several because what they fork has one seed of Python's hashes, and ranks are to differ."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
-        subprocess.Popen([sys.executable, "-m", "tests.nursery", str(its.fileno())], pass_fds=[its.fileno()])
-    return ours
+        line = [sys.executable, "-m", "tests.nursery", str(its.fileno())]
+        subprocess.Popen(line, cwd=Path(__file__).parents[1], pass_fds=[its.fileno()])
+    return Nursery(ours, _at_import(os.environ))
 
 
 def serve(control):
@@ -126,6 +149,7 @@ def serve(control):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
+    np.random.seed()  # as in each process of its own
     return arguments
 
 

@@ -26,11 +26,14 @@ def run_ranks(count, *arguments, timeout=300, **environment):
 def _finished(processes, timeout):
     try:
         texts = [process.communicate(timeout=timeout) for process in processes]
-    except subprocess.TimeoutExpired:
+    except BaseException:
         for process in processes:
             process.kill()
+        for process in processes:
+            process.wait()
         raise
-    code = max((process.returncode for process in processes), key=abs)
+    codes = [process.returncode for process in processes]
+    code = next((code for code in codes if code < 0), max(codes))  # a crash is not to be hidden by what the others say of it
     return subprocess.CompletedProcess(processes[0].args, code, *map("".join, zip(*texts, strict=True)))
 
 

@@ -151,6 +151,7 @@ def one_step(tmp_path_factory, lmdb_folder):
 def test_stopped_after_a_step_it_says_so_and_has_nothing_more_to_do(one_step):
     run, said, command = one_step
     assert "stopped after step 1, as asked" in said
+    assert not (run / "curves.png").exists()
     again = command()
     assert_done(again)
     assert "stands after step 1: --train.stop-after 1 leaves nothing to do" in again.stdout
@@ -192,13 +193,14 @@ def test_whatever_it_keeps_goes_on_to_the_same_bits(light, tmp_path, options):
 def test_stopped_by_a_signal_it_saves_says_so_and_goes_on(undisturbed, light, tmp_path, number):
     run = tmp_path / "run"
     process = light.start(run)
-    wait_for_line(run, '"step": 2,', process)
+    wait_for_line(run, '"step": 4,', process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
     step = latest(run)["step"]
     stopped = f"stopped by {signal.Signals(number).name} after step {step}"
     assert said.strip() == f"fastirv2.train: {stopped}; the state is saved and the same command goes on"
+    assert len((run / "summary.csv").read_text().splitlines()) - 1 == len(metrics(run, "val"))
     assert_done(light(run))
     assert_the_same(run, undisturbed[0])
 

@@ -16,6 +16,7 @@ from fastirv2 import export
 from fastirv2.exporting import onnx_form
 from fastirv2.exporting.timm_form import crop_share
 from fastirv2.trained import open_trained
+from tests.processes import run_python
 from tests.trained import make_network, write_run
 
 BLOCKS = {"repeat": 10, "repeat_1": 20, "repeat_2": 9}
@@ -35,6 +36,15 @@ def state_of(run):
 def assert_equal(state, expected):
     assert set(state) == set(expected)
     assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def test_as_processes_export_and_predict_end_well(paper_run, images, tmp_path):
+    """To the end of the interpreter, which the other tests do not see."""
+    file = tmp_path / "m.safetensors"
+    lines = (["export", paper_run, file, "--format", "safetensors"], ["predict", file, images / "cat/02.jpg"])
+    for command, *arguments in lines:
+        done = run_python("-m", f"fastirv2.{command}", *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_safetensors_come_back_with_all_that_was_known(command, paper_run, tmp_path):
