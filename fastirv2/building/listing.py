@@ -9,11 +9,13 @@ import os
 import stat
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+_TOGETHER = 1000  # names that are decoded at once
 
 
 class Place(NamedTuple):
@@ -81,9 +83,17 @@ class Names(Sequence[str]):
         start = self._ends[number - 1] if number else 0
         return os.fsdecode(bytes(self._buffer[start : self._ends[number] - 1]))
 
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for first in range(0, len(self), _TOGETHER):  # one by one they take eight times as long
+            end = self._ends[min(first + _TOGETHER, len(self)) - 1]
+            yield from os.fsdecode(bytes(self._buffer[start : end - 1])).split("\0")
+            start = end
+
     def append(self, name: str | bytes) -> None:
         """Take one more name, which holds no NUL."""
-        self._buffer += os.fsencode(name) + b"\0"
+        self._buffer += name if isinstance(name, bytes) else os.fsencode(name)
+        self._buffer += b"\0"
         self._ends.append(len(self._buffer))
 
     def extend(self, other: Names) -> None:
@@ -161,6 +171,11 @@ class Source:
         if self.ranges is not None:
             return self.ranges[position]
         return Place(os.path.join(self.folder, self.names[position]))
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of every image, in order, where each is a file of its own."""
+        below = os.path.join(self.folder, "")
+        return (name if name.startswith("/") else below + name for name in self.names)
 
     def digest(self) -> str:
         """Return the sha256 over names, labels and classes: equal for equal sources, wherever they lie."""

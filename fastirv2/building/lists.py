@@ -14,6 +14,7 @@ from fastirv2.building.listing import Names, Source
 from fastirv2.errors import DataError
 
 MAX_CLASSES = 1_000_000
+_DIGITS = len(str(MAX_CLASSES))
 _LONGEST_LINE = 1 << 16
 _LOOKED_UP = 1000  # a wrong --root shows at once; millions of look-ups on a network's file system take an hour
 
@@ -122,15 +123,17 @@ class _Files:
 def _parse_line(line: bytes) -> tuple[bytes, int]:
     """Return path and label of a list's line."""
     parts = line.rsplit(None, 1)
+    if len(parts) == 2 and parts[1].isdigit() and len(parts[1]) < _DIGITS:  # nearly all are; the rest is for the others
+        return parts[0], int(parts[1])
     if len(parts) < 2:
         raise BadLineError(f"'{_shown(line)}' is no 'path label'")
     name, label = parts
     if not label.removeprefix(b"-").isdigit():
         raise BadLineError(f"the label '{_shown(label)}' is no integer; a line is 'path label'")
     digits = label.lstrip(b"0")
-    if label.startswith(b"-") or len(digits) >= len(str(MAX_CLASSES)):
+    if label.startswith(b"-") or len(digits) >= _DIGITS:
         raise BadLineError(f"the label {_shown(label)} is not between 0 and {MAX_CLASSES - 1:,}; number the classes from 0")
-    return name, int(label[-len(str(MAX_CLASSES)) :])
+    return name, int(label[-_DIGITS:])
 
 
 def _shown(text: bytes) -> str:

@@ -114,12 +114,11 @@ def _open_joined(path: str) -> Records:
 def _digest(path: str, source: Source) -> tuple[str, int]:
     """Digest names, labels, classes and sizes, and add up the sizes; it also makes sure that every file is there."""
     digest, total = hashlib.sha256(source.digest().encode()), 0
-    for number in range(len(source)):
-        place = source.place(number)
+    for file in source.paths():
         try:
-            size = os.stat(place.path).st_size
+            size = os.stat(file).st_size
         except OSError as error:
-            raise DataError(f"{place.path}, listed by {path}, cannot be read: {error.strerror}") from error
+            raise DataError(f"{file}, listed by {path}, cannot be read: {error.strerror}") from error
         digest.update(b"%d," % size)
         total += size
     return digest.hexdigest(), total
