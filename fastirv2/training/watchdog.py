@@ -79,7 +79,7 @@ class Watchdog:
         """Leave word that this rank fails with an exit code, so that the others end quietly and not with a lost connection."""
         self._words.leave("failed", f"{self._rank} {code}")
         if self._hosts_store:  # without a launcher it ends with this process
-            time.sleep(2 * self._tick)
+            time.sleep(max(1.0, 2 * self._tick))
 
     def told(self) -> int | None:
         """Return the exit code that another rank has failed with, if one has."""
