@@ -77,8 +77,8 @@ class Watchdog:
 
     def tell(self, code: int) -> None:
         """Leave word that this rank fails with an exit code, so that the others end quietly and not with a lost connection."""
-        self._words.leave("failed", f"{self._rank} {code}")
-        if self._hosts_store:  # without a launcher it ends with this process
+        left = self._words.leave("failed", f"{self._rank} {code}")
+        if left and self._hosts_store:  # without a launcher it ends with this process
             time.sleep(max(1.0, 2 * self._tick))
 
     def told(self) -> int | None:

@@ -22,13 +22,15 @@ class Words:
         self._open = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self._lock = threading.Lock()
 
-    def leave(self, name: str, text: str) -> None:
-        """Leave a text for the other ranks."""
+    def leave(self, name: str, text: str) -> bool:
+        """Leave a text for the other ranks, and say whether it is there."""
         try:
             if store := self._connected():
                 store.set(name, text)
+                return True
         except RuntimeError:
             self._store = None
+        return False
 
     def find(self, name: str) -> str | None:
         """Return what a rank has left under a name, or None."""
