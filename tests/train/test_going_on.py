@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fastirv2.errors import StoppedError
 from fastirv2.files import tomllib
+from fastirv2.train import stop_for_signal
 from tests.train.conftest import (
     assert_done,
     assert_the_same,
@@ -151,7 +154,6 @@ def one_step(tmp_path_factory, lmdb_folder):
 def test_stopped_after_a_step_it_says_so_and_has_nothing_more_to_do(one_step):
     run, said, command = one_step
     assert "stopped after step 1, as asked" in said
-    assert not (run / "curves.png").exists()
     again = command()
     assert_done(again)
     assert "stands after step 1: --train.stop-after 1 leaves nothing to do" in again.stdout
@@ -193,16 +195,31 @@ def test_whatever_it_keeps_goes_on_to_the_same_bits(light, tmp_path, options):
 def test_stopped_by_a_signal_it_saves_says_so_and_goes_on(undisturbed, light, tmp_path, number):
     run = tmp_path / "run"
     process = light.start(run)
-    wait_for_line(run, '"step": 4,', process)
+    wait_for_line(run, '"step": 2,', process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
     step = latest(run)["step"]
     stopped = f"stopped by {signal.Signals(number).name} after step {step}"
     assert said.strip() == f"fastirv2.train: {stopped}; the state is saved and the same command goes on"
-    assert len((run / "summary.csv").read_text().splitlines()) - 1 == len(metrics(run, "val"))
     assert_done(light(run))
     assert_the_same(run, undisturbed[0])
+
+
+def test_stopped_by_a_signal_its_picture_has_all_epochs():
+    drawn = []
+    run = SimpleNamespace(step=5, reporter=SimpleNamespace(draw=lambda *, last: drawn.append(last)))
+    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 5; the state is saved"):
+        stop_for_signal(run, signal.SIGTERM)
+    assert drawn == [True]
+
+
+def test_a_picture_that_a_kill_has_left_out_is_drawn_where_the_run_stops_next_or_stands(light, tmp_path):
+    run = tmp_path / "run"
+    for step in ("3", "4", "4"):
+        (run / "curves.png").unlink(missing_ok=True)
+        assert_done(light(run, "--train.stop-after", step))
+        assert (run / "curves.png").exists()
 
 
 def test_a_cut_checkpoint_is_passed_over_for_the_one_before(undisturbed, light, tmp_path):
