@@ -27,6 +27,18 @@ def test_names_are_a_sequence_of_what_was_appended(first, second):
     assert names.encoded == b"".join(os.fsencode(name) + b"\0" for name in listed)
 
 
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2000, 2345])
+def test_many_names_are_gone_through_as_they_were_appended(count):
+    listed = [f"{number}/\udce4ö.jpg" * (number % 3) for number in range(count)]
+    assert list(Names(listed)) == listed
+
+
+@pytest.mark.parametrize("folder", ["", "/", "data", "data/", "/data/train"])
+def test_paths_are_those_of_the_places(folder):
+    source = Source(folder, Names(["ant/1.jpg", "/elsewhere/2.jpg", "3.jpg"]), np.zeros(3, np.int32), ["ant"])
+    assert list(source.paths()) == [source.place(number).path for number in range(3)]
+
+
 @given(st.lists(st.integers(0, 2**34), max_size=20))
 def test_a_column_holds_what_was_appended_however_large(values):
     column = Column()
