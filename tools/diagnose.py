@@ -104,6 +104,7 @@ def next_option(bound: str, config: Config, plan: Plan, device: str) -> str:
             "--train.cuda-graph on: with so few images the GPU waits for the host",
         ),
         (plan.batch < 256, "--train.batch auto: more images a pass"),
+        (config.model.merge == "off", "--model.merge on, which has not been measured on a GPU"),
         (settings.compile != "full", "--train.compile full, which has not been measured against regional"),
         (True, "--trace, which shows where the step's time goes"),
     ]

@@ -13,6 +13,7 @@ from fastirv2 import models
 from fastirv2.config import Config
 from fastirv2.data.samples import InputConfig
 from fastirv2.errors import DataError, StoppedError, UsageError
+from fastirv2.models import ModelConfig
 from fastirv2.models.layers import Classifier, ConvNorm, GlobalPool
 from fastirv2.training.plan import make_plan
 from tests.tools.test_tools import TOOLS
@@ -102,6 +103,8 @@ def test_the_next_option_is_one_that_is_not_yet_taken_and_would_be_accepted():
     assert "--train.batch auto" in of_the_step(16, world=2)
     assert "--train.batch auto" in of_the_step(64)
     assert of_the_step(256, compile="full").startswith("--trace")
+    drawn = Config(model=ModelConfig(merge="off"))
+    assert next_option("step", drawn, plan(256), "cuda").startswith("--model.merge on")
     assert "--input.prefetch 4" in next_option("overlap", Config(), plan(64), "cuda")
 
 

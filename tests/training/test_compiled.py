@@ -168,10 +168,12 @@ def test_ranks_share_the_cpus_for_compiling(monkeypatch):
     [
         ("auto", "off", "cpu", "on"),
         ("auto", "regional", "cpu", "off"),
-        ("auto", "regional", "cuda", "on"),
+        ("auto", "regional", "cuda", "off"),
+        ("auto", "off", "cuda", "off"),
         ("on", "full", "cpu", "on"),
+        ("on", "regional", "cuda", "on"),
         ("off", "off", "cuda", "off"),
     ],
 )
-def test_siblings_are_merged_but_not_compiled_on_a_cpu(given, compile, device, chosen):
+def test_siblings_are_merged_by_default_only_where_that_was_measured_to_be_faster(given, compile, device, chosen):
     assert choose_merge(ModelConfig(merge=given), compile, torch.device(device)) == chosen
