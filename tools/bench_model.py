@@ -123,11 +123,27 @@ def batches(options: Options, process: Process) -> tuple[int, ...]:
 
 
 def measure(options: Options, process: Process) -> dict[str, Any]:
-    """Measure every batch size, and the yardstick before and after."""
+    """Measure every batch size, and the yardstick before and after; the JSON has what was measured so far."""
     amp = choose_precision(options.amp, process.device)
     flops, trained = (count(lambda: create(options.arch), options.size) for count in (forward_flop, training_flop))
+    known = process.world * 1e12 * peak_tflops(device_name(process.device), amp)
     product = product_rate(process.device, amp, options.rounds)
-    rows, ratios, too_large = [], [], []
+    rows: list[dict[str, Any]] = []
+    ratios: list[dict[str, Any]] = []
+    too_large: list[int] = []
+
+    def result() -> dict[str, Any]:
+        peak = spread(product)
+        for row in rows:
+            rate = trained * row["train"]["median"]
+            row["share_of_product"] = rate / (process.world * peak["median"])
+            row["mfu"] = rate / known if known else None
+        return {
+            "arch": options.arch, "size": options.size, "amp": amp, "device": str(process.device), "ranks": process.world,
+            "rounds": options.rounds, "forward_flop_per_image": flops, "product_flop_per_second": peak, "batches": rows,
+            "times_timm": ratios, "out_of_memory": too_large,
+        }  # fmt: skip
+
     for batch in batches(options, process):
         try:
             of_batch, to_timm = measure_batch(options, process, amp, batch)
@@ -136,20 +152,14 @@ def measure(options: Options, process: Process) -> dict[str, Any]:
                 raise
             too_large.append(batch)
             continue
-        rows, ratios = rows + of_batch, ratios + to_timm
+        rows += of_batch
+        ratios += to_timm
+        if process.first:
+            write_json(options.json, result())
     if not rows:
         raise UsageError(f"the GPU's memory does not hold batches of {min(too_large)}; give a smaller --batch")
-    peak = spread(product + product_rate(process.device, amp, options.rounds))
-    known = process.world * 1e12 * peak_tflops(device_name(process.device), amp)
-    for row in rows:
-        rate = trained * row["train"]["median"]
-        row["share_of_product"] = rate / (process.world * peak["median"])
-        row["mfu"] = rate / known if known else None
-    return {
-        "arch": options.arch, "size": options.size, "amp": amp, "device": str(process.device), "ranks": process.world,
-        "rounds": options.rounds, "forward_flop_per_image": flops, "product_flop_per_second": peak, "batches": rows,
-        "times_timm": ratios, "out_of_memory": too_large,
-    }  # fmt: skip
+    product += product_rate(process.device, amp, options.rounds)
+    return result()
 
 
 def show(result: dict[str, Any]) -> None:

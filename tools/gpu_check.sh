@@ -5,10 +5,10 @@
 #
 #   tests     the tests marked gpu
 #   demo      the demo, from images to a trained network
-#   data      the input, with all, some and none of the JPEGs decoded by the hardware engines
+#   data_cuda, data_mixed, data_engines      the input, with none, some and all of the JPEGs decoded by the hardware engines
 #   paper     the step of the paper network at 299², siblings merged or not, for a sweep of batches
 #   slim      the same of the slim network
-#   paper_compiled, slim_compiled      the same compiled, for two batches, each of which is compiled anew
+#   paper_compiled, slim_compiled, slim_merged      the same compiled, for two batches, each of which is compiled anew
 #   sizes     the paper network's step at 192² and 224²
 #   timm      the slim network beside timm's, compiled or not
 #   originals the trainer from originals, beside its step on a batch that lies ready, and what bounds it
@@ -25,7 +25,7 @@ set -uo pipefail
 out=${1:?usage: tools/gpu_check.sh OUT [PART…]}
 shift
 parts=("$@")
-known=(tests demo data paper slim paper_compiled slim_compiled sizes timm originals records first norm small)
+known=(tests demo data_cuda data_mixed data_engines paper slim paper_compiled slim_compiled slim_merged sizes timm originals records first norm small)
 [ ${#parts[@]} -gt 0 ] || parts=("${known[@]}")
 for part in "${parts[@]}"; do
   case " ${known[*]} " in
@@ -97,27 +97,33 @@ demo() {
   cp "$work/run/metrics.jsonl" "$out/demo_metrics.jsonl" 2>/dev/null
 }
 
-data() {
-  for load in 0 0.65 1; do
-    run "data_$load" "$python" tools/bench_data.py "${data_size[@]}" --hw-decoder-load "$load" --json "$out/data_$load.json"
-  done
+data() {  # data LOAD: the share of the JPEGs that the hardware engines decode
+  run "data_$1" "$python" tools/bench_data.py "${data_size[@]}" --hw-decoder-load "$1" --json "$out/data_$1.json"
 }
 
-network() {  # network ARCH MODE BATCH…
-  local arch=$1 mode=$2
-  shift 2
-  for merge in on off; do
-    model "model_${arch}_${mode}_merge_$merge" --arch "$arch" --size "$(side 299)" --batch "$@" --compile "$mode" --merge "$merge"
-  done
+data_cuda() { data 0; }
+
+data_mixed() { data 0.65; }
+
+data_engines() { data 1; }
+
+network() {  # network ARCH MODE MERGE BATCH…
+  model "model_$1_$2_merge_$3" --arch "$1" --size "$(side 299)" --batch "${@:4}" --compile "$2" --merge "$3"
 }
 
-paper() { network paper off "${sweep[@]}"; }
+both() {  # both ARCH MODE BATCH…: with siblings merged and not
+  for merge in off on; do network "$1" "$2" "$merge" "${@:3}"; done
+}
 
-slim() { network slim off "${sweep[@]}"; }
+paper() { both paper off "${sweep[@]}"; }
 
-paper_compiled() { network paper "${modes[-1]}" "${some[@]}"; }
+slim() { both slim off "${sweep[@]}"; }
 
-slim_compiled() { network slim "${modes[-1]}" "${some[@]}"; }
+paper_compiled() { both paper "${modes[-1]}" "${some[@]}"; }
+
+slim_compiled() { network slim "${modes[-1]}" off "${some[@]}"; }
+
+slim_merged() { network slim "${modes[-1]}" on "${some[@]}"; }
 
 sizes() {
   for pixels in 192 224; do

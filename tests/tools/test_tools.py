@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,19 @@ def test_bench_model_measures_the_step_beside_a_matrix_product(tmp_path):
     assert "--batch 2 4" in measured["command"]
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert any(event["name"] == "aten::convolution_backward" for event in events)
+
+
+def test_bench_model_that_is_killed_leaves_what_it_has_measured(tmp_path):
+    file = tmp_path / "result.json"
+    line = [sys.executable, TOOLS / STEP[0], *STEP[1:], "--batch", "2", "256", "--json", file]
+    with subprocess.Popen(list(map(str, line)), stdout=subprocess.DEVNULL) as process:
+        while not (file.exists() and file.read_text().endswith("}\n")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    measured = json.loads(file.read_text())
+    assert [row["batch"] for row in measured["batches"]] == [2]
+    assert measured["batches"][0]["share_of_product"] > 0
 
 
 def test_bench_model_holds_each_way_against_timms_network(tmp_path, monkeypatch):
@@ -83,5 +97,5 @@ def test_gpu_check_says_when_there_is_no_gpu(tmp_path):
 def test_gpu_check_knows_its_parts(tmp_path):
     done = subprocess.run([TOOLS / "gpu_check.sh", tmp_path / "out", "model"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "there is no part 'model'; known are: tests demo data paper slim paper_compiled slim_compiled sizes" in done.stderr
+    assert "there is no part 'model'; known are: tests demo data_cuda data_mixed data_engines paper slim" in done.stderr
     assert not (tmp_path / "out").exists()

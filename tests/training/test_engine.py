@@ -1,5 +1,7 @@
 """Counts and passes of a step."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -233,12 +235,13 @@ def test_the_share_of_zeros_before_the_pool_is_known_of_steps_that_are_watched()
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"compile": "regional"}, {"recompute": 3}], ids=["eager", "compiled", "recomputed"])
-def test_a_step_on_a_gpu_never_waits_for_it(options):
+def test_a_step_on_a_gpu_never_waits_for_it(options, monkeypatch):
     from fastirv2 import models
     from fastirv2.training.optim import OptimizerConfig, create_optimizer
 
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")  # which compiling sets, and later tests are not to find
     device = torch.device("cuda", 0)
-    process = Process(rank=0, world=1, local_rank=0, local_world=1, device=device)
+    process = Process(rank=0, world=1, local_rank=0, local_world=1, device=device, cpus=len(os.sched_getaffinity(0)))
     plain = {"amp": "bf16", "accumulation": 1, "normalise": scaled, "clip": 1.0, "ema": EmaConfig(decay=0.9)}
     engine = Engine(models.create("paper", 16), process, **plain, **options)
     optimizer = create_optimizer(engine.model, OptimizerConfig())
