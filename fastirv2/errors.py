@@ -119,7 +119,10 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
     except OSError:  # into a file on a full disk: Python would exit with 120
         _close_stdout()
     gc.collect()  # what is still open in a cycle, as an input pipeline may be, ends before the libraries that it needs do
-    gc.freeze()
+    if "triton" in sys.modules:  # it complains on stderr, in 31 lines, of its own objects that nobody collects (3.9)
+        gc.unfreeze()
+    else:
+        gc.freeze()
     signal.signal(signal.SIGINT, handler or signal.SIG_DFL)  # None: it was not Python's
     sys.exit(code)
 

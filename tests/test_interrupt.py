@@ -1,10 +1,12 @@
 """How commands end: by Ctrl-C while they import at once and quietly, otherwise with nothing left open."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import ModuleType
 
 import pytest
 
@@ -50,3 +52,16 @@ def test_what_is_still_open_in_a_cycle_is_ended_before_the_interpreter_is():
     with pytest.raises(SystemExit) as end:
         run_command(command, "command")
     assert (end.value.code, len(ended)) == (65, 1)
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_a_command_spares_python_the_search_for_cycles_at_its_end_except_where_triton_reports_what_is_left(monkeypatch, triton):
+    """Its classes are nanobind's, which lists each that is alive when the interpreter has ended, on stderr."""
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    if triton:
+        monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    with pytest.raises(SystemExit):
+        run_command(lambda: None, "command")
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    assert bool(frozen) is not triton
