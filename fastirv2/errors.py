@@ -78,9 +78,10 @@ def out_of_memory(error: RuntimeError, option: str) -> UsageError:
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or the choices, the first of many, when none is near."""
     known = sorted(choices)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    called = {part: choice for choice in known for part in (choice.rpartition(".")[2], choice.lstrip("-"))}
+    close = difflib.get_close_matches(name.lstrip("-"), called, n=1)
     if close:
-        return f"; did you mean '{close[0]}'?"
+        return f"; did you mean '{called[close[0]]}'?"
     more = f" and {len(known) - _CHOICES:,} more" if len(known) > _CHOICES else ""
     return f"; known are: {', '.join(known[:_CHOICES])}{more}"
 

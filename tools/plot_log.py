@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from fastirv2.errors import DataError, UsageError, run_command
+from fastirv2.errors import DataError, UsageError, run_command, say
 from fastirv2.report.curves import Curve, plot
 from fastirv2.report.metrics import Line, epochs, read_metrics
 from fastirv2.report.old_logs import read_log
@@ -33,10 +33,10 @@ class Options:
 
 
 def read(path: Path, caffe_epoch_iterations: int) -> list[Line]:
-    """Return the rows of a run folder, its metrics.jsonl, or an old log.
+    """Return the rows of a run folder, its metrics.jsonl, or an old log; none if no epoch of the run has ended.
 
     Raises:
-        DataError: it is none of these, or no epoch has ended.
+        DataError: it is none of these, or no epoch of an old log has ended.
         UsageError: it is a log of Caffe, and `caffe_epoch_iterations` is 0.
     """
     if path.is_dir() and not (path / "metrics.jsonl").is_file():
@@ -45,12 +45,9 @@ def read(path: Path, caffe_epoch_iterations: int) -> list[Line]:
     if metrics.suffix != ".jsonl":
         return read_log(path, caffe_epoch_iterations)
     try:
-        rows = epochs(read_metrics(metrics))
+        return epochs(read_metrics(metrics))
     except (KeyError, TypeError, OSError) as error:
         raise DataError(f"{metrics} is no metrics.jsonl of a run ({type(error).__name__}: {error})") from error
-    if not rows:
-        raise DataError(f"{path} has no finished epoch in its metrics.jsonl, so there is nothing to draw")
-    return rows
 
 
 def names(paths: tuple[Path, ...]) -> list[str]:
@@ -73,15 +70,20 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if not options.runs and not options.reference:
         raise UsageError(f"nothing to draw: give run folders or logs, or --reference with {', '.join(curve_names())}")
-    published = [Curve(name, curve(name), published=True) for name in options.reference]
-    rows = [read(path, options.caffe_epoch_iterations) for path in options.runs]
-    curves = [*published, *(Curve(name, each) for name, each in zip(names(options.runs), rows, strict=True))]
-    plot(curves, options.out)
-    for each in curves:
+    curves = {name: Curve(name, curve(name), published=True) for name in options.reference}
+    for path, name in zip(options.runs, names(options.runs), strict=True):
+        curves[str(path)] = Curve(name, read(path, options.caffe_epoch_iterations))
+    if unfinished := [path for path, each in curves.items() if not each.rows]:
+        missing = f"no epoch has ended yet in {', '.join(unfinished)}"
+        if len(unfinished) == len(curves):
+            raise DataError(f"{missing}, so there is nothing to draw")
+        say(f"warning: {missing}")
+    drawn = {path: each for path, each in curves.items() if each.rows}
+    plot(list(drawn.values()), options.out)
+    for each in drawn.values():
         print(each.label)
     if options.json:
-        paths = [*options.reference, *map(str, options.runs)]
-        write_rows(options.json, {path: list(each.rows) for path, each in zip(paths, curves, strict=True)})
+        write_rows(options.json, {path: list(each.rows) for path, each in drawn.items()})
     print(f"curves in {options.out}")
 
 

@@ -16,6 +16,7 @@ from fastirv2.errors import DataError
 MAX_CLASSES = 1_000_000
 _DIGITS = len(str(MAX_CLASSES))
 _LONGEST_LINE = 1 << 16
+_LMDB = b"\xde\xc0\xef\xbe"  # its file's bytes 16 to 19, LMDB's MDB_MAGIC
 _LOOKED_UP = 1000  # a wrong --root shows at once; millions of look-ups on a network's file system take an hour
 
 
@@ -35,11 +36,16 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
                 if not line:
                     return
                 if b"\0" in line or len(line) == _LONGEST_LINE:
-                    hint = "; give the folder of an LMDB, not its file" if os.path.basename(path) == "data.mdb" else ""
-                    raise DataError(f"{path}, line {number} is no text{hint}")
+                    raise DataError(f"{path}, line {number} is no text" if line[16:20] != _LMDB else _lmdb_file(path))
                 yield number, (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _lmdb_file(path: str) -> str:
+    if os.path.basename(path) == "data.mdb":
+        return f"{path} is an LMDB's file: give the folder that it lies in"
+    return f"{path} is an LMDB in one file: name it data.mdb in a folder of its own, and give that folder"
 
 
 def read_filled_lines(path: str) -> Iterator[tuple[int, str]]:

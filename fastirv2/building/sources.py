@@ -121,9 +121,12 @@ def _no_classes(path: str, files: list[str]) -> DataError:
         return DataError(
             f"{path} holds compressed tars, as {compressed}, in which no image can be found: decompress them first"
         )
+    if "data.mdb" in files:
+        return DataError(f"{path} is an LMDB already; give the images that one is to be built from")
     return DataError(
         f"{path} holds {len(files):,} files but no class folders; put every class's images into a folder of its own, "
-        "give a list of 'path label' lines, or, if these are validation images, their labels with --val-labels"
+        "give a list of 'path label' lines, or, if these are validation images, give fastirv2-build-lmdb their labels with "
+        "--val-labels"
     )
 
 

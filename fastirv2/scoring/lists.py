@@ -77,6 +77,8 @@ def _numbered_places(entries: list[str], records: Records, file: str) -> list[in
     if namesake := {Path(name).stem for name in _names(records, file)}.intersection(entries):
         called = min(namesake)
         raise DataError(f"{file} lists {called}, but {records.path} has an image called so: give all names with their suffixes")
+    if not all(map(int, entries)):
+        raise DataError(f"{file} lists the number 0, but images are counted from 1, in the order of their names")
     record = {place + 1: number for number, place in enumerate(_places(records, None, file).tolist())}
     return [record[int(entry)] for entry in entries if int(entry) in record]
 

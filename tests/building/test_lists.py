@@ -113,11 +113,18 @@ def test_what_is_no_list_is_refused(tmp_path, content, message):
         open_source(listing(tmp_path, content, "1.jpg"))
 
 
-def test_an_lmdbs_file_in_place_of_its_folder_is_spoken_of(tmp_path):
-    with lmdb.open(str(tmp_path / "db")) as environment:
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("data.mdb", "data.mdb is an LMDB's file: give the folder that it lies in"),
+        ("one.lmdb", "one.lmdb is an LMDB in one file: name it data.mdb in a folder of its own, and give that folder"),
+    ],
+)
+def test_an_lmdbs_file_in_place_of_its_folder_is_spoken_of(tmp_path, file, message):
+    with lmdb.open(str(tmp_path / file), subdir=False) as environment:
         environment.sync(True)
-    with pytest.raises(DataError, match=r"data.mdb, line 1 is no text; give the folder of an LMDB, not its file"):
-        open_source(str(tmp_path / "db/data.mdb"))
+    with pytest.raises(DataError, match=message):
+        open_source(str(tmp_path / file))
 
 
 def test_labels_may_have_zeros_in_front(tmp_path):

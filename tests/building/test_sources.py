@@ -75,7 +75,8 @@ def test_a_classes_file_that_does_not_fit_is_refused(tmp_path, text, message):
     ("names", "message"),
     [
         ([], "holds no images: it is empty"),
-        (["1.jpg", "2.jpg"], "holds 2 files but no class folders"),
+        (["1.jpg", "2.jpg"], "holds 2 files but no class folders; .* give fastirv2-build-lmdb their labels with --val-labels"),
+        (["data.mdb", "lock.mdb"], "is an LMDB already; give the images that one is to be built from"),
         (["a/.hidden"], "holds no images: its 1 classes are empty"),
     ],
 )

@@ -135,6 +135,8 @@ def test_lists_that_do_not_go_with_the_records_are_refused(forms, tmp_path):
         read_excluded(written(tmp_path, "x.jpg\ny.jpg"), forms[0])
     with pytest.raises(DataError, match="is empty"):
         read_excluded(written(tmp_path, "\n"), forms[0])
+    with pytest.raises(DataError, match="lists the number 0, but images are counted from 1"):
+        read_excluded(written(tmp_path, "2\n00\n"), forms[0])
 
 
 def test_an_lmdb_that_has_lost_the_names_cannot_be_matched(imagenet, tmp_path):

@@ -8,11 +8,12 @@ import sys
 from itertools import islice
 
 import pytest
+import torch
 import yaml
 
 from fastirv2 import config, train
 from fastirv2.errors import DataError, DivergedError, UsageError
-from tests.processes import gone, lines
+from tests.processes import gone, lines, run_python
 from tests.tools.test_tools import TOOLS
 
 LAUNCH = TOOLS / "launch"
@@ -74,3 +75,11 @@ def test_the_kubernetes_job_starts_a_command_that_exists_and_goes_on_by_itself()
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert fail["onExitCodes"]["containerName"] == container["name"]
     assert set(fail["onExitCodes"]["values"]) == {error.exit_code for error in (UsageError, DataError, DivergedError)}
+
+
+def test_ranks_for_gpus_that_are_not_there_are_refused_in_a_sentence():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = run_python(LAUNCH / "run_ranks.py", "--standalone", "--nproc-per-node", "gpu", "-m", "fastirv2.train")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "run_ranks: --nproc-per-node gpu: Cuda is not available.\n"

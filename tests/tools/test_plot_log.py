@@ -120,7 +120,6 @@ def test_a_diverged_log_is_drawn_as_far_as_it_is_a_number(logs):
         ("photo.png", "\udcff\udcd8", "is neither a run folder nor a log of fb.resnet.torch or Caffe"),
         ("young.log", " | Epoch: [1][1/9]  Time 1.0  Data 0.5  Err 6.9  top1 99.0  top5 98.0", "has no finished epoch"),
         ("other.jsonl", '{"kind": "val"}\n', "is no metrics.jsonl of a run"),
-        ("young.jsonl", "", "has no finished epoch in its metrics.jsonl"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(tmp_path, name, content, sentence):
@@ -139,6 +138,19 @@ def test_a_log_of_caffe_needs_the_length_of_an_epoch(logs):
 def test_bad_input_ends_with_a_sentence_and_its_exit_code(tmp_path):
     done = run_python(TOOL, tmp_path)
     assert (done.returncode, done.stderr) == (65, f"plot_log: {tmp_path} is no run folder: it has no metrics.jsonl\n")
+
+
+def test_a_run_without_an_epoch_keeps_no_other_from_being_drawn(tmp_path):
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young/metrics.jsonl").touch()
+    done = run_python(TOOL, tmp_path / "young", "--out", tmp_path / "curves.png")
+    said = f"no epoch has ended yet in {tmp_path}/young"
+    assert (done.returncode, done.stderr) == (65, f"plot_log: {said}, so there is nothing to draw\n")
+    to = ["--out", tmp_path / "curves.png", "--json", tmp_path / "rows.json"]
+    done = run_python(TOOL, tmp_path / "young", "--reference", "revilokeb", *to)
+    assert (done.returncode, done.stderr) == (0, f"warning: {said}\n")
+    assert list(json.loads((tmp_path / "rows.json").read_text())) == ["revilokeb"]
+    assert "young" not in done.stdout
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -24,6 +24,8 @@ USAGE = [
     (["--recipe", "dmo"], "there is no recipe 'dmo'; did you mean 'demo'?"),
     (["--recipe", "mine.toml"], "there is no file mine.toml; the recipes that come with the program are caffe, demo, "),
     (["--recipe", "demo", "--train.epoch", "3"], "there is no option --train.epoch; did you mean '--train.epochs'?"),
+    (["--recipe", "demo", "--batch-size", "3"], "there is no option --batch-size; did you mean '--train.batch'?"),
+    (["--recipe", "demo", "--lr", "3"], "there is no option --lr; known are: --checkpoint.keep, "),
     (["--recipe", "demo"], "--train is missing; see --help"),
     ([], "--recipe is missing; the recipes are caffe, demo, fast, finetune, long, paper"),
     (["--recipe", "demo", "--input.crop", "60"], "--input.crop 60 is too small for this network; it needs 75 pixels"),
@@ -83,7 +85,7 @@ def test_data(trainer, images, lmdb_folder, tmp_path):
         ({"train": tmp_path / "list.txt"}, [], "line 1: the label 'cat' is no integer"),
         ({"val": other}, [], "have different classes: label 1 is 'dog' and 'duck'"),
         ({}, ["--model.classes", "1"], "the data has 2 classes, but --model.classes is 1"),
-        ({"train": lmdb_folder / "data.mdb"}, [], "data.mdb, line 1 is no text; give the folder of an LMDB"),
+        ({"train": lmdb_folder / "data.mdb"}, [], "data.mdb is an LMDB's file: give the folder that it lies in"),
     ]
     for paths, options, sentence in cases:
         assert sentence in one_sentence(trainer(run, *options, **paths), 65)

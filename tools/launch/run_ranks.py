@@ -21,7 +21,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import api as launcher
-from torch.distributed.run import main
+from torch.distributed.run import determine_local_world_size, main, parse_args
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 IGNORED = {number for number in FORWARDED if signal.getsignal(number) == signal.SIG_IGN}
@@ -59,6 +59,12 @@ def forward(number: int, frame: FrameType | None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run torchrun and return the exit code of the rank that ended first, as a shell gives it."""
+    ranks = parse_args(arguments).nproc_per_node
+    try:
+        determine_local_world_size(ranks)
+    except ValueError as error:  # gpu, where torch finds none
+        print(f"run_ranks: --nproc-per-node {ranks}: {error}", file=sys.stderr)
+        return 2
     launcher.LocalElasticAgent = Agent
     api._terminate_process_handler = forward  # what torchrun hears SIGTERM and the like with, once it has started the ranks
     for number in FORWARDED:
