@@ -12,7 +12,7 @@ from torch import nn
 
 from fastirv2.errors import UsageError
 from fastirv2.models.norm import BatchNorm2d
-from fastirv2.training.fused import descend
+from fastirv2.training.fused import approach
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ class Ema:
         self._expect_own_weights()
         t = self.updates + 1
         share = 1 - torch.clamp((1 + t) / (10 + t), max=self.decay)
-        amounts = torch._foreach_sub(self.averages, self.weights)
-        torch._foreach_mul_(amounts, share.to(amounts[0].dtype))
-        descend(self.averages, amounts, found_inf)
+        approach(self.averages, self.weights, found_inf, share=share)
         self.updates += 1 if found_inf is None else 1 - found_inf
 
     @torch.no_grad()

@@ -31,15 +31,51 @@ def descend(
         momenta: their like too.
         momentum: factor of the momenta; 0: they are left alone.
     """
+    _fused(targets, amounts, found_inf, rate=rate, momenta=momenta, momentum=momentum)
+
+
+def approach(
+    targets: Sequence[torch.Tensor],
+    goals: Sequence[torch.Tensor],
+    found_inf: torch.Tensor | None,
+    *,
+    share: float | torch.Tensor,
+) -> None:
+    """Bring `targets` nearer to `goals` by `share` of the way, in place, unless `found_inf` is 1: then nothing changes.
+
+    targets ← targets + share · (goals − targets) is a descent with a weight decay of −1, at a rate of −share: so each tensor
+    is read once, and nothing is kept between.
+
+    Args:
+        targets: tensors of one dtype and device.
+        goals: their like in shape, dtype, device and memory layout; they stay as they are.
+        found_inf: as in `descend`.
+        share: a number, or one on the targets' device, 0-dim; a GPU's kernel takes the latter in float32.
+    """
+    if isinstance(share, torch.Tensor) and share.is_cuda:
+        share = share.float()
+    _fused(targets, goals, found_inf, rate=-share, weight_decay=-1.0)
+
+
+def _fused(
+    targets: Sequence[torch.Tensor],
+    amounts: Sequence[torch.Tensor],
+    found_inf: torch.Tensor | None,
+    *,
+    rate: float | torch.Tensor,
+    weight_decay: float = 0.0,
+    momenta: Sequence[torch.Tensor] = (),
+    momentum: float = 0.0,
+) -> None:
     sgd(
         list(targets),
         list(amounts),
         list(momenta),
         fused=True,
         found_inf=found_inf,
-        lr=rate,
+        lr=rate,  # type: ignore[arg-type]  # the kernel takes a tensor too
         momentum=momentum,
-        weight_decay=0.0,
+        weight_decay=weight_decay,
         dampening=0.0,
         nesterov=False,
         maximize=False,

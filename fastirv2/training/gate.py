@@ -69,7 +69,7 @@ class Gate:
 
         The optimizer reads `grad_scale` and `found_inf`, as torch's fused ones do for torch.amp.GradScaler.
         """
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None], foreach=True)
+        norm = torch.linalg.vector_norm(norms([p.grad for p in self._parameters if p.grad is not None]))
         bad = ~norm.isfinite()
         optimizer.found_inf = found_inf = bad.float()
         optimizer.grad_scale = self._divisor(norm)
@@ -132,6 +132,11 @@ class Gate:
             self.scale.copy_(state["scale"])
 
 
+def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the 2-norms (n,) of tensors of one dtype and device, for which torch.nn.utils.get_total_norm would look first."""
+    return torch.stack(torch._foreach_norm(tensors))
+
+
 def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
     """Say whether every number is; the host waits for the answer."""
-    return bool(torch.stack(torch._foreach_norm(tensors)).isfinite().all())
+    return bool(norms(tensors).isfinite().all())

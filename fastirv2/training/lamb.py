@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastirv2.training.fused import Begun, descend
+from fastirv2.training.fused import Begun, approach, descend
 
 
 class Lamb(Begun):
@@ -47,9 +47,8 @@ class Lamb(Begun):
                 continue
             taken, (beta1, beta2) = self.state[group["params"][0]]["taken"], group["betas"]
             taken += 1 if self.overflow is None else 1 - self.overflow
-            descend(means, torch._foreach_sub(means, gradients), self.overflow, rate=1 - beta1)
-            excess = torch._foreach_sub(squares, torch._foreach_mul(gradients, gradients))
-            descend(squares, excess, self.overflow, rate=1 - beta2)
+            approach(means, gradients, self.overflow, share=1 - beta1)
+            approach(squares, torch._foreach_mul(gradients, gradients), self.overflow, share=1 - beta2)
             roots = torch._foreach_div(squares, _correction(beta2, taken))
             torch._foreach_sqrt_(roots)
             torch._foreach_add_(roots, group["epsilon"])

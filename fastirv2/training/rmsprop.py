@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastirv2.training.fused import Begun, descend
+from fastirv2.training.fused import Begun, approach, descend
 
 
 class RMSProp(Begun):
@@ -41,8 +41,7 @@ class RMSProp(Begun):
                 continue
             if group["weight_decay"]:
                 gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
-            excess = torch._foreach_sub(squares, torch._foreach_mul(gradients, gradients))
-            descend(squares, excess, self.overflow, rate=1 - group["alpha"])
+            approach(squares, torch._foreach_mul(gradients, gradients), self.overflow, share=1 - group["alpha"])
             roots = torch._foreach_add(squares, group["epsilon"])
             torch._foreach_sqrt_(roots)
             amounts = torch._foreach_div(gradients, roots)

@@ -63,7 +63,9 @@ def test_averages_are_those_of_the_formula(device):
     state = ema.state_dict()
     assert state["updates"] == 100
     for name, average in expected.items():
-        np.testing.assert_allclose(state["weights"][name].cpu().numpy(), average, rtol=0, atol=1e-9)
+        # a GPU's kernel takes the share in single precision
+        atol = 1e-9 if device == "cpu" else 1e-6
+        np.testing.assert_allclose(state["weights"][name].cpu().numpy(), average, rtol=0, atol=atol)
 
 
 def test_the_first_step_nearly_forgets_the_beginning():
