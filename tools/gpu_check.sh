@@ -9,6 +9,7 @@
 #   paper     the step of the paper network at 299², siblings merged or not, for a sweep of batches
 #   slim      the same of the slim network
 #   paper_compiled, slim_compiled, slim_merged      the same compiled, for two batches, each of which is compiled anew
+#   full      both networks compiled as a whole
 #   sizes     the paper network's step at 192² and 224²
 #   timm      the slim network beside timm's, compiled or not
 #   originals the trainer from originals, beside its step on a batch that lies ready, and what bounds it
@@ -25,7 +26,8 @@ set -uo pipefail
 out=${1:?usage: tools/gpu_check.sh OUT [PART…]}
 shift
 parts=("$@")
-known=(tests demo data_cuda data_mixed data_engines paper slim paper_compiled slim_compiled slim_merged sizes timm originals records first norm small)
+known=(tests demo data_cuda data_mixed data_engines paper slim paper_compiled slim_compiled slim_merged full sizes timm originals
+  records first norm small)
 [ ${#parts[@]} -gt 0 ] || parts=("${known[@]}")
 for part in "${parts[@]}"; do
   case " ${known[*]} " in
@@ -124,6 +126,12 @@ paper_compiled() { both paper "${modes[-1]}" "${some[@]}"; }
 slim_compiled() { network slim "${modes[-1]}" off "${some[@]}"; }
 
 slim_merged() { network slim "${modes[-1]}" on "${some[@]}"; }
+
+full() {
+  local mode=full
+  [ -z "$dry" ] || mode=off
+  for arch in paper slim; do network "$arch" "$mode" off "${some[-1]}"; done
+}
 
 sizes() {
   for pixels in 192 224; do

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed number: torch has no unsigned arithmetic, but the same bits
+_INVERSE = -0xE217C1E66C88CC3  # 0xF1DE83E19937733D, by which _GOLDEN gives 1 in 64 bits
 _MIX1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _MIX2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 _DRAWS = 1 << 24
@@ -26,7 +27,9 @@ class Dropout(nn.Dropout):
         """Drop features of `x` in training and scale what is kept by 1 / (1 − p)."""
         if self.keys is None or not self.training or not self.p:
             return super().forward(x)
-        draws = _upper_24_bits(self.keys[:, None] + torch.arange(1, x.shape[1] + 1, device=x.device) * _GOLDEN)
+        # k + c · _GOLDEN, in this form: torch's compiler takes arange times a number for an index, of 32 bits on a GPU
+        places = self.keys[:, None] * _INVERSE + torch.arange(1, x.shape[1] + 1, device=x.device)
+        draws = _upper_24_bits(places * _GOLDEN)
         return torch.where(draws < round(self.p * _DRAWS), 0, x / (1 - self.p))
 
 

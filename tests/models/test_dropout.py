@@ -60,3 +60,11 @@ def test_without_keys_torch_draws_and_in_evaluation_nothing_is_dropped():
     assert torch.equal(y, torch.nn.functional.dropout(x, 0.5))
     dropout.keys = sample_keys(5, 0, 3, CPU)
     assert torch.equal(dropout.eval()(x), x)
+
+
+@pytest.mark.gpu
+def test_a_gpus_compiled_mask_is_the_cpus():
+    keys, dropout = sample_keys(7, 0, 4, CPU), Dropout(0.2)
+    dropout.keys = keys.cuda()
+    masked = torch.compile(dropout, fullgraph=True)(torch.ones(4, 1536, device="cuda"))
+    assert torch.equal(masked.cpu() != 0, kept(keys))
