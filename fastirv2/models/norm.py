@@ -192,7 +192,8 @@ class _SharedBatchNorm(torch.autograd.Function):
             dy, x, weight, None, None, mean, torch.rsqrt(var + ctx.eps), True, ctx.eps, [True, True, True]
         )  # dx as if this rank's two means were those of the group
         own = torch.stack([d_weight, d_bias])
-        total = collectives.wait_tensor(collectives.all_reduce(own, "sum", ctx.group))
+        total = own.clone()
+        dist.all_reduce(total, group=ctx.group)
         slope, shift = (own * (dist.get_world_size(ctx.group) / ctx.count) - total / ctx.count).unbind(0)
         scale = weight * torch.rsqrt(var + ctx.eps)
         dx += functional.batch_norm(x, mean, var, scale * slope, scale * shift, False, 0.0, ctx.eps)
@@ -220,7 +221,12 @@ def _spread(statistic: torch.Tensor) -> torch.Tensor:
 
 def _combine(mean: torch.Tensor, var: torch.Tensor, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine the ranks' means and biased variances (C,) of equally many images, without cancellation (Chan et al. 1979)."""
-    gathered = collectives.wait_tensor(_all_gather(torch.stack([mean, var])[None], 0, group))
+    own = torch.stack([mean, var])[None]
+    if torch.compiler.is_compiling():
+        gathered = collectives.wait_tensor(_all_gather(own, 0, group))
+    else:  # a functional collective costs the host several times as much
+        gathered = own.new_empty(dist.get_world_size(group), *own.shape[1:])
+        dist.all_gather_into_tensor(gathered, own, group)
     means, variances = gathered.unbind(1)
     mean = means.mean(0)
     return mean, (variances + (means - mean).square()).mean(0)

@@ -17,7 +17,12 @@ from fastirv2.models.branches import merge_siblings
 from fastirv2.models.norm import Statistics, share_statistics
 from fastirv2.models.slim import block35
 
-KINDS = ("all_gather_into_tensor", "all_reduce")
+KINDS = {  # as compiled code calls them, and other code
+    "_c10d_functional::all_gather_into_tensor": "all_gather_into_tensor",
+    "_c10d_functional::all_reduce": "all_reduce",
+    "c10d::_allgather_base_": "all_gather_into_tensor",
+    "c10d::allreduce_": "all_reduce",
+}
 
 
 class Collectives(TorchDispatchMode):
@@ -33,8 +38,8 @@ class Collectives(TorchDispatchMode):
 
 
 def note(counts, function):
-    if getattr(function, "namespace", "") == "_c10d_functional":
-        counts.update(kind for kind in KINDS if function.overloadpacket.__name__ == kind)
+    if isinstance(function, torch._ops.OpOverload) and function._schema.name in KINDS:
+        counts[KINDS[function._schema.name]] += 1
 
 
 def blocks():
