@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,11 +12,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 from fastirv2 import export
+from fastirv2.data.samples import InputConfig
+from fastirv2.errors import DataError
 from fastirv2.exporting import onnx_form
-from fastirv2.exporting.timm_form import crop_share
-from fastirv2.trained import open_trained
+from fastirv2.exporting.card import card
+from fastirv2.exporting.timm_form import crop_share, timm_config
+from fastirv2.trained import Trained, open_trained
 from tests.processes import run_python
 from tests.trained import make_network, write_run
 
@@ -120,6 +125,22 @@ def test_timm_gets_its_own_names_and_its_own_form_of_the_preprocessing(command, 
     assert_equal(torch.load(io.BytesIO(form.data), weights_only=True), state)
 
 
+def test_timm_is_told_of_another_normalisation_and_of_warping():
+    model = nn.Module()
+    model.classif = nn.Linear(9, 2)
+    own = InputConfig(resize=333, crop=299, normalise="imagenet", interpolation="bilinear")
+    told = timm_config(Trained(model, "slim", ["cat", "dog"], own))["pretrained_cfg"]
+    assert (told["mean"], told["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # as timm has them
+    assert (told["crop_mode"], told["interpolation"]) == ("squash", "bilinear")
+
+
+def test_a_card_has_the_errors_with_their_intervals_where_the_number_of_images_is_known():
+    results = {"images": 263, "top1_correct": 182, "top5_correct": 263, "top1_error": 30.798, "top5_error": 0.0}
+    lines = card(Trained(nn.Linear(9, 2), "slim", ["cat", "dog"], InputConfig(), results), "mine", [], {}).splitlines()
+    assert "- Top-1 error: 30.798 %, 95 % interval 25.53 to 36.62 %, on 263 images" in lines
+    assert "- Top-5 error: 0.000 %, 95 % interval 0.00 to 1.44 %, on 263 images" in lines
+
+
 def test_timm_does_not_get_the_papers_network(command, paper_run, tmp_path):
     result = command(export, paper_run, tmp_path / "model.pth", "--format", "timm")
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
@@ -165,6 +186,22 @@ def test_onnx_computes_the_same_for_any_number_of_images(command, paper_run, sli
     assert (refused.code, refused.out) == (65, "")
     assert "the logits of the ONNX model differ by " in refused.err
     assert not (tmp_path / "other.onnx").exists()
+
+
+@pytest.mark.parametrize(("size", "most"), [(0.5, 1e-4), (20, 2e-3)])
+def test_onnx_may_differ_by_a_ten_thousandth_and_more_only_for_large_logits(size, most):
+    def difference(off, count):
+        def run(_, given):
+            wrong = off if len(given["images"]) == count else 0.0
+            return [np.full((len(given["images"]), 2), size + wrong, np.float32)]
+
+        network = SimpleNamespace(model=lambda images: torch.full((len(images), 2), float(size)), input=InputConfig(crop=9))
+        return onnx_form._difference(network, SimpleNamespace(run=run))
+
+    assert difference(0.9 * most, 1) == pytest.approx(0.9 * most, rel=0.01)
+    for off, count in ((1.1 * most, 1), (-1.1 * most, 3), (math.nan, 1), (math.nan, 3)):
+        with pytest.raises(DataError, match="the logits of the ONNX model differ by"):
+            difference(off, count)
 
 
 def test_a_file_is_to_be_called_what_it_is(command, paper_run, tmp_path):
