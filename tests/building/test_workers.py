@@ -2,6 +2,7 @@ import operator
 import os
 import pickle
 import signal
+import threading
 import time
 from functools import partial
 from itertools import count
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastirv2.building.channel import Ring
-from fastirv2.building.workers import CHUNK, WorkerDiedError, Workers
+from fastirv2.building.workers import CHUNK, WorkerDiedError, Workers, _Buffer
 from fastirv2.host import available_cpus
 
 
@@ -85,6 +86,18 @@ def test_large_results_wait_in_bounded_memory():
         assert anonymous_bytes() - before < 150 << 20
         assert next(made) * size < 600 << 20
         assert sum(len(chunk) for chunk in chunks) == 1000 - first
+
+
+@pytest.mark.parametrize(("weight", "held"), [(1, 3), (50 << 20, 2)])
+def test_results_that_nobody_takes_yet_are_bounded_in_number_and_in_bytes(weight, held):
+    buffer = _Buffer(3)
+    filling = threading.Thread(target=lambda: [buffer.put(number, weight) for number in range(held + 1)], daemon=True)
+    filling.start()
+    filling.join(0.2)
+    assert filling.is_alive()
+    assert [buffer.get() for _ in range(held + 1)] == list(range(held + 1))
+    filling.join(60)
+    assert not filling.is_alive()
 
 
 def anonymous_bytes():

@@ -1,12 +1,14 @@
 """Several LMDBs as one data set: the parts of one build hold each image once, in one order."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from fastirv2.data.joined import JoinedRecords
+from fastirv2.data.lmdb_records import MappedRecords
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, check_input
 from fastirv2.errors import DataError
@@ -46,6 +48,8 @@ def test_all_parts_together_are_the_whole_build_record_by_record(parts, lmdb_fol
     assert isinstance(together, JoinedRecords)
     assert together.classes == whole.classes
     assert together.labels.tolist() == whole.labels.tolist()
+    assert together.sizes.tolist() == whole.sizes.tolist()
+    assert together.names == list(whole.names)
     assert together.warnings == ()
     assert together.data_bytes == whole.data_bytes
     assert [(bytes(data), label) for data, label in map(together.__getitem__, range(23))] == [
@@ -61,6 +65,21 @@ def test_a_batch_is_fed_from_all_maps_in_its_own_order_without_a_copy(parts, lmd
     assert not any(view.flags.owndata for view in fed)
 
 
+def test_each_folder_reads_ahead_its_own_records(parts, monkeypatch):
+    told, first = [], len(open_records(parts[0]))
+    monkeypatch.setattr(MappedRecords, "read_ahead", lambda folder, numbers: told.append((folder.path, numbers.tolist())))
+    open_records(joined(*parts)).read_ahead(np.array([first + 1, 0, first]))
+    assert told == [(str(parts[0]), [0]), (str(parts[1]), [1, 0])]
+
+
+def test_a_folder_that_is_cut_while_it_is_read_is_named(parts, tmp_path):
+    copy = shutil.copytree(parts[1], tmp_path / "copy")
+    together = open_records(joined(parts[0], copy))
+    assert together.lost() == ""
+    os.truncate(copy / "data.mdb", 4096)
+    assert together.lost().startswith(f"{copy}/data.mdb was cut or overwritten")
+
+
 def test_a_record_is_named_by_its_own_folder_and_key(parts):
     first = len(open_records(parts[0]))
     together = open_records(joined(*parts))
@@ -71,6 +90,7 @@ def test_a_record_is_named_by_its_own_folder_and_key(parts):
 def test_the_digest_is_that_of_the_parts_in_their_order(parts):
     assert open_records(joined(*parts)).digest == open_records(joined(*parts)).digest
     assert open_records(joined(*parts)).digest != open_records(joined(*parts[::-1])).digest
+    assert open_records(joined(*parts[:2])).digest != open_records(joined(parts[0], parts[2])).digest
 
 
 def test_missing_parts_are_warned_about(parts):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastirv2 import models
-from fastirv2.models.branches import merge_siblings
+from fastirv2.models.branches import _concatenate_activated, merge_siblings
 from fastirv2.models.norm import Statistics, flat_statistics, share_statistics
 from fastirv2.models.paper import block_a, reduction_a
 
@@ -70,6 +70,17 @@ def test_they_do_where_parts_of_a_batch_have_statistics_of_their_own_and_where_s
             layer.frozen = True
         results.append(trained_pass(model, images))
     assert_equal_but_for_rounding(*results)
+
+
+def test_of_what_is_concatenated_only_what_is_marked_passes_a_relu_there_and_back():
+    generator = torch.Generator().manual_seed(1)
+    parts = [torch.randn(2, width, 4, 5, generator=generator, dtype=torch.float64).requires_grad_() for width in (3, 1, 2)]
+    dy = torch.randn(2, 6, 4, 5, generator=generator, dtype=torch.float64)
+    ours = _concatenate_activated(list(zip(parts, (True, False, True), strict=True)))
+    theirs = torch.cat([parts[0].relu(), parts[1], parts[2].relu()], dim=1)
+    assert torch.equal(ours, theirs)
+    for mine, wanted in zip(*(torch.autograd.grad(y, parts, dy) for y in (ours, theirs)), strict=True):
+        assert torch.equal(mine, wanted)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

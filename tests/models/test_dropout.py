@@ -24,11 +24,12 @@ def test_a_part_of_a_batch_is_masked_as_it_is_in_the_whole(base):
     assert torch.equal(kept(sample_keys(base, 4, 8, CPU)), whole[4:12])
 
 
-def test_the_mask_is_splitmix64s():
-    keys = sample_keys(12345, 3, 5, CPU)
+@pytest.mark.parametrize("base", [12345, 1 << 63, (1 << 64) - 3])
+def test_the_mask_is_splitmix64s(base):
+    keys = sample_keys(base, 3, 5, CPU)
     with np.errstate(over="ignore"):
         golden = np.uint64(0x9E3779B97F4A7C15)
-        ours = counter.mix(np.arange(3, 8, dtype=np.uint64) * golden + np.uint64(12345))
+        ours = counter.mix(np.arange(3, 8, dtype=np.uint64) * golden + np.uint64(base))
         draws = counter.mix(ours[:, None] + np.arange(1, 101, dtype=np.uint64) * golden) >> np.uint64(40)
     assert np.array_equal(keys.numpy().view(np.uint64), ours)
     assert np.array_equal(kept(keys, 100).numpy(), draws >= round(0.2 * 2**24))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastirv2.models.norm import BatchNorm2d, Statistics
+from fastirv2.models.norm import BatchNorm2d, Statistics, _FusedBatchNorm, _moments
 from tests.models.norm_case import case, normalise
 from tests.processes import run_ranks
 
@@ -88,6 +88,47 @@ def test_bf16_images_keep_their_type_and_statistics_their_precision():
     assert ours["y"].dtype == ours["dx"].dtype == torch.bfloat16
     assert ours["mean"].dtype == torch.float32
     torch.testing.assert_close(ours["mean"], 0.1 * x.bfloat16().double().mean((0, 2, 3)).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 4])
+def test_the_formulas_for_a_compiler_are_torchs_over_parts_of_a_batch(splits):
+    x, dy = case()
+    norm = BatchNorm2d(5).double()
+    norm.statistics = Statistics(splits=splits)
+    theirs = normalise(norm, x, dy)
+    weight, bias = (parameter.detach().clone().requires_grad_() for parameter in (norm.weight, norm.bias))
+    *parts, mean, var = _FusedBatchNorm.apply(x.requires_grad_(), weight, bias, [2, 3], norm.statistics, norm.eps)
+    y = torch.cat(parts, 1)
+    y.backward(dy)
+    ours = {"y": y.detach(), "dx": x.grad, "d_weight": weight.grad, "d_bias": bias.grad}
+    assert_same({**ours, "mean": 0.1 * mean, "var": 0.9 + 0.1 * var}, theirs)
+
+
+def test_moments_of_bf16_images_that_ranks_combine_are_in_single_precision():
+    x = case(torch.float32)[0].bfloat16()
+    mean, var = _moments(x, torch.ones(5))
+    wide = x.double()
+    torch.testing.assert_close(mean, wide.mean((0, 2, 3)).float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(var, wide.var((0, 2, 3), correction=0).float(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_the_formulas_for_a_compiler_take_bf16_images_to_sums_in_single_precision(splits):
+    images, gradients = (each.bfloat16() for each in case(torch.float32))
+
+    def passed(dtype, own):
+        x = images.detach().to(dtype).requires_grad_()
+        weight, bias = (torch.linspace(first, last, 5, dtype=own).requires_grad_() for first, last in ((0.5, 2), (-1, 1)))
+        y, mean, var = _FusedBatchNorm.apply(x, weight, bias, [5], Statistics(splits=splits), 1e-5)
+        y.backward(gradients.to(dtype))
+        assert y.dtype == x.grad.dtype == dtype
+        return [mean, var, weight.grad, bias.grad], [y.detach(), x.grad]
+
+    (sums, pixels), (exact_sums, exact_pixels) = passed(torch.bfloat16, torch.float32), passed(torch.float64, torch.float64)
+    for ours, exact in zip(sums, exact_sums, strict=True):
+        torch.testing.assert_close(ours, exact.float(), rtol=1e-4, atol=1e-4)
+    for ours, exact in zip(pixels, exact_pixels, strict=True):
+        torch.testing.assert_close(ours, exact.bfloat16(), rtol=0.01, atol=1e-3)
 
 
 def test_its_state_is_that_of_torchs_layer():

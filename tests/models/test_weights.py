@@ -127,6 +127,14 @@ def saved(path, content):
     return path
 
 
+@pytest.mark.parametrize("before", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_what_others_put_around_names_and_tensors_is_taken_off(tmp_path, before):
+    names = Small(3).state_dict().keys()
+    state = {f"{before}{name}": tensor for name, tensor in Small(3).state_dict().items()}
+    for content in (state, {"epoch": 3, "model": state}, {"state_dict": {"model": state}}):
+        assert read_contents(saved(tmp_path / "w.pth", content)).tensors.keys() == names
+
+
 def test_what_is_missing_and_left_over_is_named(tmp_path):
     state = Small(3).state_dict()
     state["conv2d_2a.conv.weight"] = state.pop("conv2d_1a.conv.weight")
@@ -163,6 +171,7 @@ def test_weights_that_a_file_does_not_hold_are_refused(tmp_path):
     assert read_contents(tmp_path / "w.safetensors", "raw").which == "raw"
     with pytest.raises(UsageError, match="holds raw weights alone, not ema ones"):
         read_contents(tmp_path / "w.safetensors", "ema")
+    assert read_contents(saved(tmp_path / "w.pth", Small(3).state_dict()), "raw").which == ""  # which does not say
     state = {"format": 1, "model": Small(3).state_dict(), "config": {}, "classes": ["a", "b", "c"], "step": 1, "best_step": 1}
     with pytest.raises(UsageError, match="holds no averaged weights: its run kept none"):
         read_contents(saved(tmp_path / "checkpoint.pt", state), "ema")
@@ -265,6 +274,7 @@ def test_training_begins_with_a_new_last_layer_where_the_classes_differ():
         (animals, None, "its last layer is kept"),
         (["0", "1", "2"], animals, "its last layer is kept"),
         (others, animals, "its last layer tells other classes apart, or in another order: a new one begins"),
+        (["0", "10", "2"], ["0", "2", "10"], "its last layer tells other classes apart, or in another order: a new one begins"),
         (animals[:2], animals, "its last layer tells 3 classes apart and not 2: a new one begins"),
     ):
         model = Small(len(classes))

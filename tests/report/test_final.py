@@ -62,6 +62,8 @@ def test_errors_stand_beside_those_that_were_published():
     assert found["best epoch, 2"] == ["40.000", "10.000"]
     assert found["lim0606_setting1 at epoch 3"] == ["60.400", "33.800"]
     assert found["published for the recipe"] == ["24.407", "7.407"]
+    diverged = rows(report("run", TABLE, [*week()[:-1], val(300, 3, BEGUN + 86900, 99.9, loss=None)]))
+    assert diverged["last epoch, 3"] == ["99.900", "24.975"]  # though its loss was no number
 
 
 def test_what_was_published_on_other_data_is_left_out():
@@ -84,6 +86,7 @@ def test_sittings_add_up_and_the_time_between_them_does_not_count():
     assert "Mar 2026 18:05 to" in found
     hours = (8 * 1500 + 4 * 500) / 3600
     assert f": 0:33:20 in 2 sittings, {hours:.2f} GPU-hours (8 × NVIDIA H100, then 4 × NVIDIA H100), of which 85 %" in found
+    assert "of which 85 % training and 2 % validation." in found
     assert "CPU-hours (8 × CPU, then 4 × CPU)" in report("run", TABLE, week("CPU"))
 
 

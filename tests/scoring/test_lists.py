@@ -1,6 +1,7 @@
 """Lists of validation images by name or number, several right labels an image, and classes matched by name."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,7 +39,12 @@ def written(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["2\n7\n4\n", "ILSVRC2012_val_00000002.JPEG\nILSVRC2012_val_00000007\nn01/ILSVRC2012_val_00000004.jpg\n"]
+    "text",
+    [
+        "2\n7\n4\n",
+        "ILSVRC2012_val_00000002.JPEG\nILSVRC2012_val_00000007\nn01/ILSVRC2012_val_00000004.jpg\n",
+        "\ufeffILSVRC2012_val_00000002.JPEG\nILSVRC2012_val_00000007\nILSVRC2012_val_00000004\n",
+    ],
 )
 def test_images_are_left_out_by_number_or_name_in_every_form_and_order(forms, tmp_path, text):
     for records in forms:
@@ -129,8 +135,9 @@ def test_labels_that_make_no_sense_are_refused(forms, tmp_path, text):
 
 
 def test_lists_that_do_not_go_with_the_records_are_refused(forms, tmp_path):
-    with pytest.raises(DataError, match=r"is for 3 images, but .* has one that is number 7"):
-        read_real(written(tmp_path, "[[0], [1], [1]]"), forms[0], 2)
+    for count in (3, 6):
+        with pytest.raises(DataError, match=rf"is for {count} images, but .* has one that is number 7"):
+            read_real(written(tmp_path, json.dumps([[0]] * count)), forms[0], 2)
     with pytest.raises(DataError, match=r"none of the 2 images that .* lists, as x.jpg, is in"):
         read_excluded(written(tmp_path, "x.jpg\ny.jpg"), forms[0])
     with pytest.raises(DataError, match="is empty"):
@@ -156,3 +163,17 @@ def test_classes_are_matched_by_name(forms):
         labels_among(["ant", "owl", "wolff"], records, "mine.pt")
     with pytest.raises(DataError, match=r"has 3 classes, but the network of mine.pt has 1,000"):
         labels_among([str(label) for label in range(1000)], records, "mine.pt")
+
+
+def test_where_records_have_numbers_for_names_the_network_may_have_more_classes_and_not_fewer():
+    records = SimpleNamespace(classes=["0", "1", "2"], labels=np.array([2, 0, 1]), path="val")
+    for classes in (["ant", "owl", "wolf"], ["ant", "owl", "wolf", "yak"], [*map(str, range(1000))]):
+        assert labels_among(classes, records, "mine.pt") is records.labels
+    for classes in (["ant", "owl"], ["0", "1"]):
+        with pytest.raises(DataError, match=r"val has 3 classes, but the network of mine\.pt has 2"):
+            labels_among(classes, records, "mine.pt")
+
+
+def test_names_that_are_numbers_of_something_else_are_matched_as_names():
+    records = SimpleNamespace(classes=["0", "10", "2"], labels=np.array([0, 1, 2, 1]), path="val")
+    assert labels_among(["0", "2", "10"], records, "mine.pt").tolist() == [0, 2, 1, 2]

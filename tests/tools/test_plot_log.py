@@ -39,6 +39,7 @@ def caffe_log(iterations=4000, test=1000, display=500):
                 f"{head}409]     Test net output #0: accuracy = {0.001 + step / 10000:g}",
                 f"{head}409]     Test net output #1: accuracy_top5 = {0.005 + step / 5000:g}",
                 f"{head}409]     Test net output #2: loss = {6.9 - step / 1000:g} (* 1 = {6.9 - step / 1000:g} loss)",
+                f"{head}409]     Test net output #3: temperature = 77",
             ]
         speed = " (2.5 iter/s, 40s/100 iters)" if step else ""
         lines += [
@@ -102,8 +103,30 @@ def test_a_log_of_caffe_is_cut_at_its_tests(logs):
     assert rows[2]["val_top1_error"] == pytest.approx(100 * (1 - 0.201))
     assert rows[2]["val_top5_error"] == pytest.approx(100 * (1 - 0.405))
     assert rows[2]["val_loss"] == pytest.approx(4.9)
+    assert rows[0]["train_loss"] == 7
     assert rows[2]["train_loss"] == pytest.approx((7 - 1.5 + 7 - 2.0) / 2)
     assert [row["lr"] for row in rows] == pytest.approx([0.045, 0.045, 0.0423, 0.0423, 0.0423 * 0.94], rel=1e-3)
+
+
+@pytest.mark.parametrize(("top1", "top5"), [("loss3/top-1", "loss3/top-5"), ("stage5/acc", "stage5/acc_5")])
+def test_outputs_of_a_test_net_are_known_by_the_names_that_caffes_networks_give_them(logs, top1, top5):
+    path = logs / "caffe.INFO"
+    path.write_text(caffe_log().replace("accuracy_top5", top5).replace("accuracy", top1))
+    errors = [(row["val_top1_error"], row["val_top5_error"]) for row in read_log(path, 2000)]
+    assert errors[2] == pytest.approx((100 * (1 - 0.201), 100 * (1 - 0.405)))
+
+
+def test_numbers_in_powers_of_ten_are_read_to_their_ends(logs):
+    (logs / "caffe.INFO").write_text(caffe_log().replace("lr = 0.045", "lr = 4.5e-05"))
+    assert read_log(logs / "caffe.INFO", 2000)[0]["lr"] == 4.5e-05
+
+
+def test_a_log_of_caffe_without_tests_is_cut_at_its_epochs(logs):
+    path = logs / "caffe.INFO"
+    path.write_text("\n".join(line for line in caffe_log().splitlines() if "Test" not in line))
+    rows = read_log(path, 2000)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["train_loss"] for row in rows] == pytest.approx([(7 + 6.5 + 6 + 5.5 + 5) / 5, (4.5 + 4 + 3.5 + 3) / 4])
 
 
 def test_a_diverged_log_is_drawn_as_far_as_it_is_a_number(logs):

@@ -94,6 +94,7 @@ def test_the_memory_is_made_once_and_anew_where_a_shape_changes():
     third = memory.fill({"a": torch.zeros(5), "b": state["b"]})
     assert third["a"].shape == (5,)
     assert third["b"][0].data_ptr() == first["b"][0].data_ptr()
+    assert memory.fill({"a": torch.full((5,), 7), "b": state["b"]})["a"].dtype == torch.int64
 
 
 @pytest.mark.gpu
@@ -117,6 +118,15 @@ def test_one_is_written_at_a_time_and_none_is_left_out(writer):
     assert writer.checkpoints.steps() == list(range(1, 9))
     assert all(float(read(writer.checkpoints.path(step))["w"].mean()) == step for step in range(1, 9))
     assert (writer.checkpoints.folder / "best.pt").resolve() == writer.checkpoints.path(2)
+
+
+def test_nothing_is_written_before_its_copy_is_there(writer, monkeypatch):
+    done = []
+    monkeypatch.setattr(HostCopy, "wait", lambda _: done.append("copied"))
+    monkeypatch.setattr(writer.checkpoints, "save", lambda *_: done.append("written"))
+    writer.put({"step": 1}, 1, 1)
+    writer.finish()
+    assert done == ["copied", "written"]
 
 
 def test_older_ones_go_only_when_the_new_one_is_there(tmp_path):
@@ -152,6 +162,8 @@ def test_a_full_disk_is_said_once_and_tried_again_until_there_is_room(writer, mo
     assert warning.startswith(f"checkpoint {writer.checkpoints.path(2)} cannot be written: File too large (it takes 0.4 MB, ")
     assert "training goes on" in warning
     assert warning.endswith("a kill would lose all that was done after step 1")
+    writer.put({"step": 4}, 4, 1)
+    writer.finish()
     assert writer.said == [f"checkpoint {writer.checkpoints.path(3)} is written: the disk takes it again"]
 
 

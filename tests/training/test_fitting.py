@@ -1,6 +1,8 @@
 """`--train.batch auto`: what memory holds, of what the plan allows; measured on a CPU, and with a stand-in for a GPU."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,6 +36,15 @@ def test_the_most_that_the_ranks_of_a_host_hold_in_its_memory_is_taken(monkeypat
     batch, said = largest_batch([64, 32, 16], make, replace(ALONE, local_world=ranks), 75)
     assert batch == found
     assert said == f"--train.batch auto: {found} images a pass, of the 64 that a rank has in a step"
+
+
+def test_what_a_pass_keeps_is_counted_an_image_by_its_size_and_without_the_weights():
+    """Of a convolution its input, of a sigmoid its result."""
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Sigmoid())
+    own = {"device": ALONE.device, "dtype": torch.float32, "normalise": unit, "autocast": nullcontext}
+    for crop in (9, 90):
+        kept = fitting._bytes_kept(SimpleNamespace(model=layers, **own), crop)
+        assert kept == 4 * (3 * crop**2 + 8 * (crop - 2) ** 2)
 
 
 def test_too_little_memory_is_a_sentence(monkeypatch):

@@ -202,7 +202,9 @@ def test_a_protocol_is_the_networks_own_unless_told_otherwise():
     assert str(sides).startswith(
         "144 crops, shorter side 320, 352, 384, 416, three squares of each: 299² windows at the corners"
     )
-    assert sides.table()["sides"] == [320, 352, 384, 416]
+    own = {"crops": 1, "resize": 100, "resize_mode": "short", "crop": 90, "interpolation": "bilinear"}
+    of_144 = {"crops": 144, "sides": [320, 352, 384, 416], "resize_mode": "short", "crop": 299, "interpolation": "bicubic"}
+    assert (told.table(), sides.table()) == (own, of_144)
 
 
 @pytest.mark.parametrize(

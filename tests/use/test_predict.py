@@ -20,6 +20,7 @@ from fastirv2.data.pictures import UnreadableError, central_square, picture_of, 
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, ValidationOrder
 from fastirv2.errors import DataError, put
+from fastirv2.scoring.stream import stream
 from fastirv2.trained import open_trained
 from tests.conftest import photograph
 from tests.data.test_caffe_records import write as write_caffe
@@ -113,6 +114,18 @@ def test_what_a_file_does_not_say_of_its_input_is_said(command, paper_run, image
     assert (result.code, result.out.splitlines()[1].split()[2] in "01") == (0, True)
     assert result.err.endswith("w.pth does not say what its network was shown; it is shown what public weights are: "
                                "shorter side 333 and cropped to 299 pixels\n")  # fmt: skip
+
+
+def test_files_are_taken_only_two_batches_ahead(tmp_path):
+    taken, ahead = [], []
+    files = (taken.append(number) or str(tmp_path / f"{number}.jpg") for number in range(50))
+
+    def refuse(_file, _why):
+        ahead.append(len(taken) - len(ahead))
+
+    assert list(stream(files, InputConfig(), batch=3, threads=1, refuse=refuse)) == []
+    assert len(ahead) == 50
+    assert max(ahead) == 6
 
 
 def test_where_no_image_can_be_read_nothing_is_written(command, paper_run, mixed, tmp_path):
