@@ -239,9 +239,10 @@ def test_a_step_on_a_gpu_never_waits_for_it(options, monkeypatch):
     from fastirv2 import models
     from fastirv2.training.optim import OptimizerConfig, create_optimizer
 
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")  # which compiling sets, and later tests are not to find
+    # compiling sets it, and later tests are not to find it
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", str(len(os.sched_getaffinity(0))))
     device = torch.device("cuda", 0)
-    process = Process(rank=0, world=1, local_rank=0, local_world=1, device=device, cpus=len(os.sched_getaffinity(0)))
+    process = Process(rank=0, world=1, local_rank=0, local_world=1, device=device)
     plain = {"amp": "bf16", "accumulation": 1, "normalise": scaled, "clip": 1.0, "ema": EmaConfig(decay=0.9)}
     engine = Engine(models.create("paper", 16), process, **plain, **options)
     optimizer = create_optimizer(engine.model, OptimizerConfig())
