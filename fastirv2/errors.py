@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from typing import TextIO
 
 _CHOICES = 60  # that a sentence lists
 _SHORT_OF_MEMORY = (
@@ -112,13 +113,16 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
         say(f"{program}: stopped by Ctrl-C, nothing was saved")
         code = 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read our output has seen enough
-        _close_stdout()
+        _close(sys.stdout)
         code = 128 + signal.SIGPIPE
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
-    try:
-        sys.stdout.flush()
-    except OSError:  # into a file on a full disk: Python would exit with 120
-        _close_stdout()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:  # into a file on a full disk, say: Python would try again, and exit with 120
+            _close(stream)
+            if isinstance(error, BrokenPipeError) and stream is sys.stdout:
+                code = code or 128 + signal.SIGPIPE
     gc.collect()  # what is still open in a cycle, as an input pipeline may be, ends before the libraries that it needs do
     if "triton" in sys.modules:  # it complains on stderr, in 31 lines, of its own objects that nobody collects (3.9)
         gc.unfreeze()
@@ -139,7 +143,7 @@ def tell(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError:
-        _close_stdout()
+        _close(sys.stdout)
 
 
 def put(text: str) -> None:
@@ -154,12 +158,13 @@ def put(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _close_stdout()
+        _close(sys.stdout)
         raise DataError(f"what was found cannot be written: {error.strerror}; send stdout to another place") from error
 
 
-def _close_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _close(stream: TextIO) -> None:
+    """Have what is still to be written to a stream go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(text: str) -> None:

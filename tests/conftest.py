@@ -27,6 +27,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.sched_setaffinity(0, share_of_cpus())
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, len(os.sched_getaffinity(0)))))
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # few users have it, and what a command cannot write is lost at another place then
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job: what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

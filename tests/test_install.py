@@ -114,7 +114,7 @@ def test_the_wheel_holds_every_module_recipe_and_curve_and_nothing_else(checkout
 
 def test_a_wheel_built_from_the_sdist_holds_the_same(wheel, sdist, tmp_path):
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path / "source", filter="data")
+        archive.extractall(tmp_path / "source", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     (source,) = (tmp_path / "source").iterdir()
     (tmp_path / "wheel").mkdir()
     again = build(source, tmp_path / "wheel", "wheel")
