@@ -12,7 +12,9 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-_all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor  # renamed in torch 2.13
+# both renamed in torch 2.13
+_all_gather_in_graph = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @dataclass(frozen=True)
@@ -223,10 +225,10 @@ def _combine(mean: torch.Tensor, var: torch.Tensor, group: dist.ProcessGroup) ->
     """Combine the ranks' means and biased variances (C,) of equally many images, without cancellation (Chan et al. 1979)."""
     own = torch.stack([mean, var])[None]
     if torch.compiler.is_compiling():
-        gathered = collectives.wait_tensor(_all_gather(own, 0, group))
+        gathered = collectives.wait_tensor(_all_gather_in_graph(own, 0, group))
     else:  # a functional collective costs the host several times as much
         gathered = own.new_empty(dist.get_world_size(group), *own.shape[1:])
-        dist.all_gather_into_tensor(gathered, own, group)
+        _all_gather(gathered, own, group)
     means, variances = gathered.unbind(1)
     mean = means.mean(0)
     return mean, (variances + (means - mean).square()).mean(0)
