@@ -77,7 +77,10 @@ def out_of_memory(error: RuntimeError, option: str) -> UsageError:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or the choices, the first of many, when none is near."""
+    """Return `"; did you mean 'x'?"` for the choice nearest to `name`, or the choices, the first of many, when none is near.
+
+    Near is what differs little, whole or in what follows its last dot: --epochs is --train.epochs.
+    """
     known = sorted(choices)
     called = {part: choice for choice in known for part in (choice.rpartition(".")[2], choice.lstrip("-"))}
     close = difflib.get_close_matches(name.lstrip("-"), called, n=1)
