@@ -29,8 +29,11 @@ def cast_together(graph: fx.Graph) -> None:
 
 
 def _is_kernel(value: object) -> bool:
-    """Say whether a graph's input is a convolution's weight (O, I, kH, kW) that autocast converts."""
-    return isinstance(value, nn.Parameter) and value.ndim == 4 and value.dtype == torch.float32
+    """Say whether a graph's input is a convolution's weight (O, I, kH, kW) that autocast converts, and that learns.
+
+    One that does not, together with some that do, would have its gradient computed for nothing.
+    """
+    return isinstance(value, nn.Parameter) and value.ndim == 4 and value.dtype == torch.float32 and value.requires_grad
 
 
 def _cast(graph: fx.Graph, kernels: list[fx.Node], dtype: torch.dtype) -> None:

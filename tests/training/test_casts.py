@@ -25,6 +25,12 @@ def block35(merge):
     return model.repeat[0], 320
 
 
+def partly_frozen(merge):
+    part, channels = block35(merge)
+    part.branch2[1].conv.weight.requires_grad_(False)
+    return part, channels
+
+
 def nine(merge):
     """Nine convolutions, one after another: one more than are cast together."""
     torch.manual_seed(0)
@@ -56,12 +62,15 @@ def run(made, *, together, autocast=True):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = torch.compile(part.forward, backend=backend, fullgraph=True, dynamic=False)(x.bfloat16() if autocast else x)
     y.float().square().mean().backward()
-    return [y, *(parameter.grad for parameter in part.parameters())], conversions
+    return [y, *(parameter.grad for parameter in part.parameters() if parameter.requires_grad)], conversions
 
 
-@pytest.mark.parametrize(("make", "merge", "spared"), [(block35, False, 12), (block35, True, 12), (nine, False, 14)])
+CASES = [(block35, False, 12), (block35, True, 12), (nine, False, 14), (partly_frozen, False, 10)]
+
+
+@pytest.mark.parametrize(("make", "merge", "spared"), CASES)
 def test_weights_cast_together_compute_the_same_bits_with_one_conversion_for_up_to_eight(make, merge, spared):
-    """One forward, one of the gradients; these lie in memory as their parameters do."""
+    """One forward, one of the gradients; these lie in memory as their parameters do. What is frozen has no gradient."""
     expected, conversions = run(make(merge), together=False)
     computed, fewer = run(make(merge), together=True)
     assert conversions - fewer == spared
