@@ -1,4 +1,4 @@
-"""The kernels of a graph's convolutions, brought to autocast's precision together instead of each by a pass of its own."""
+"""The weights of a graph's convolutions, brought to autocast's precision together instead of each by a kernel of its own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import operator
 import torch
 from torch import fx, nn
 
-_TOGETHER = 8  # inductor makes one pass of joining tensors and converting them up to so many (its max_pointwise_cat_inputs)
+_TOGETHER = 8  # inductor joins and converts up to so many tensors in one kernel (its max_pointwise_cat_inputs)
 
 
 def cast_together(graph: fx.Graph) -> None:
-    """Have a graph that was traced under autocast read its convolutions' kernels from one tensor in that precision.
+    """Have a graph that was traced under autocast read its convolutions' weights from one tensor in that precision.
 
     Its inputs stay the parameters, and values the same to the bit; the gradients are slices of one tensor too.
 
@@ -19,16 +19,16 @@ def cast_together(graph: fx.Graph) -> None:
         graph: as `torch.compile` gives it to a backend, autocast being what it is for what is compiled; it is changed.
     """
     begin = next(node for node in graph.nodes if node.op != "placeholder")
-    kernels = [node for node in graph.nodes if node.op == "placeholder" and _is_kernel(node.meta.get("example_value"))]
-    for first in range(0, len(kernels), _TOGETHER):
-        together = kernels[first : first + _TOGETHER]
+    weights = [node for node in graph.nodes if node.op == "placeholder" and _is_converted(node.meta.get("example_value"))]
+    for first in range(0, len(weights), _TOGETHER):
+        together = weights[first : first + _TOGETHER]
         device = together[0].meta["example_value"].device.type
         if len(together) > 1 and torch.is_autocast_enabled(device):
             with graph.inserting_before(begin):
                 _cast(graph, together, torch.get_autocast_dtype(device))
 
 
-def _is_kernel(value: object) -> bool:
+def _is_converted(value: object) -> bool:
     """Say whether a graph's input is a convolution's weight (O, I, kH, kW) that autocast converts, and that learns.
 
     One that does not, together with some that do, would have its gradient computed for nothing.
@@ -36,22 +36,22 @@ def _is_kernel(value: object) -> bool:
     return isinstance(value, nn.Parameter) and value.ndim == 4 and value.dtype == torch.float32 and value.requires_grad
 
 
-def _cast(graph: fx.Graph, kernels: list[fx.Node], dtype: torch.dtype) -> None:
-    """Insert the conversion of `kernels`, and have what read them read its slices, channels last as they are.
+def _cast(graph: fx.Graph, weights: list[fx.Node], dtype: torch.dtype) -> None:
+    """Insert the conversion of `weights`, and have what read them read its slices, channels last as they are.
 
     Torch keeps for the next run only graphs of functions, and of methods of what it has an example of.
     """
-    readers = [list(kernel.users) for kernel in kernels]
-    examples = [kernel.meta["example_value"].detach().to(dtype) for kernel in kernels]
-    last = [graph.call_function(torch.permute, (kernel, (0, 2, 3, 1))) for kernel in kernels]
+    readers = [list(weight.users) for weight in weights]
+    examples = [weight.meta["example_value"].detach().to(dtype) for weight in weights]
+    last = [graph.call_function(torch.permute, (weight, (0, 2, 3, 1))) for weight in weights]
     joined = graph.call_function(torch.cat, ([graph.call_function(torch.flatten, (each,)) for each in last],))
     converted = graph.call_function(torch.ops.aten.to.dtype, (joined, dtype))
     parts = graph.call_function(torch.split_with_sizes, (converted, [example.numel() for example in examples]))
-    for number, (kernel, example, users) in enumerate(zip(kernels, examples, readers, strict=True)):
+    for number, (weight, example, users) in enumerate(zip(weights, examples, readers, strict=True)):
         outputs, inputs, *sides = example.shape
         part = graph.call_function(operator.getitem, (parts, number))
         part = graph.call_function(torch.reshape, (part, (outputs, *sides, inputs)))
         part = graph.call_function(torch.permute, (part, (0, 3, 1, 2)))
         part.meta["example_value"] = example
         for user in users:
-            user.replace_input_with(kernel, part)
+            user.replace_input_with(weight, part)

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastirv2.assembly import choose_merge
 from fastirv2.errors import UsageError
@@ -152,6 +153,18 @@ def test_it_is_known_while_something_is_compiled(monkeypatch):
     handler.remove_start_callback(told)
     assert seen == [True]
     assert not compiler.running
+
+
+def test_weights_are_cast_together_on_a_gpu_and_not_on_a_cpu(monkeypatch):
+    """By what the compiler does to a graph: one for a GPU needs none where its tensors are torch's fake ones."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    changed = []
+    monkeypatch.setattr(compiled, "cast_together", changed.append)
+    for device in ("cpu", "cuda"):
+        module = torch.fx.symbolic_trace(nn.ReLU())
+        with FakeTensorMode():
+            compiled._compile(module, [torch.empty(1, device=device)])
+    assert changed == [module.graph]
 
 
 def test_ranks_share_the_cpus_for_compiling(monkeypatch):
