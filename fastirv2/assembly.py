@@ -32,10 +32,11 @@ from fastirv2.training.checkpoint import Checkpoints
 from fastirv2.training.compiled import choose_compile
 from fastirv2.training.distributed import Agreement, Process, neighbours, same_on_all, together
 from fastirv2.training.ema import for_run as averaging
-from fastirv2.training.engine import NORMALISE, Engine, choose_precision
+from fastirv2.training.engine import Engine, choose_precision
 from fastirv2.training.fitting import largest_batch
 from fastirv2.training.fused import Begun
 from fastirv2.training.optim import create_optimizer
+from fastirv2.training.pixels import NORMALISE
 from fastirv2.training.plan import Compile, Plan, make_plan, possible_batches
 from fastirv2.training.run import Run, restore
 from fastirv2.training.schedule import for_run, scale

@@ -20,7 +20,7 @@ from fastirv2.errors import DataError, UsageError
 from fastirv2.models import create
 from fastirv2.models.weight_files import Contents, Which, read_contents
 from fastirv2.models.weights import architecture_of, classes_of, named, put
-from fastirv2.training.engine import NORMALISE
+from fastirv2.training.pixels import NORMALISE
 
 # What public weights of the slim network are validated with: timm's config for them, crop_pct 0.8975 of 299.
 PUBLIC_INPUT = InputConfig(resize=333, resize_mode="short", crop=299, interpolation="bicubic", normalise="unit")
@@ -92,7 +92,8 @@ class Preprocess:
         """
         batch = [images] if isinstance(images, (str, os.PathLike, Image.Image)) else images
         squares = np.stack([central_square(_upright(image), self.config) for image in batch])
-        return NORMALISE[self.config.normalise](torch.from_numpy(squares).permute(0, 3, 1, 2), torch.float32)
+        normalise = NORMALISE[self.config.normalise](torch.float32, torch.device("cpu"))
+        return normalise(torch.from_numpy(squares).permute(0, 3, 1, 2))
 
 
 def _upright(image: Picture) -> Image.Image:

@@ -15,7 +15,7 @@ from fastirv2.data.samples import InputConfig, ValidationOrder
 from fastirv2.errors import DataError, UsageError
 from fastirv2.pipelines import IMAGENET_STD
 from fastirv2.trained import Preprocess, Trained, metadata, open_trained
-from fastirv2.training.engine import imagenet
+from fastirv2.training.pixels import imagenet
 from tests.processes import run_python
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_a_loaded_network_is_shown_what_validation_shows(mode, images, tmp_path)
     (tmp_path / "list.txt").write_text("".join(f"{file} 0\n" for file in [*files, turned]))
     records = open_records(tmp_path / "list.txt")
     loader = Loader(records, ValidationOrder(records, config, batch=6, world=1, rank=0), config, batch=6, device=CPU, cpus=1)
-    expected = imagenet(next(loader).images, torch.float32)
+    expected = imagenet(torch.float32, CPU)(next(loader).images)
     loader.close()
 
     shown = model.preprocess([*map(str, files[:2]), *map(Image.open, files[2:]), turned])

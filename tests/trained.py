@@ -6,7 +6,7 @@ from fastirv2 import models
 from fastirv2.data.pictures import central_square, read_picture
 from fastirv2.data.samples import InputConfig
 from fastirv2.models.norm import BatchNorm2d
-from fastirv2.training.engine import NORMALISE
+from fastirv2.training.pixels import NORMALISE
 
 INPUT = {"resize": 82, "crop": 75, "normalise": "unit", "augment": "crop", "threads": 2}
 
@@ -30,7 +30,7 @@ def pixels(files, **changes):
     """What the network is shown of image files: float32 (N, 3, crop, crop)."""
     config = InputConfig(**{**INPUT, **changes})
     squares = [torch.from_numpy(central_square(read_picture(str(file)), config).copy()) for file in files]
-    return NORMALISE[config.normalise](torch.stack(squares).permute(0, 3, 1, 2), torch.float32)
+    return NORMALISE[config.normalise](torch.float32, torch.device("cpu"))(torch.stack(squares).permute(0, 3, 1, 2))
 
 
 def write_run(run, model, arch, classes, *, averaged=True, **changes):

@@ -24,8 +24,9 @@ from fastirv2.models.norm import Statistics, share_statistics
 from fastirv2.report.machine import forget_peak, seconds_of, wait_for
 from fastirv2.training.compiled import choose_compile
 from fastirv2.training.distributed import Process, neighbours
-from fastirv2.training.engine import Batch, Engine, unit
+from fastirv2.training.engine import Batch, Engine
 from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
+from fastirv2.training.pixels import unit
 from fastirv2.training.plan import Amp
 
 Compile = Literal["off", "regional", "full"]
@@ -139,7 +140,6 @@ class Runner:
         images, _, _ = next(self._batches)
         model = self.engine.model.eval()
         with torch.inference_mode(), self.engine.autocast():
-            images = unit(images, self.engine.dtype)
             for _ in range(WARM_UP):
                 model(images)
             seconds = [seconds_of(lambda: model(images), self.device) for _ in range(rounds)]

@@ -9,9 +9,11 @@ import types
 from importlib.abc import Loader, MetaPathFinder
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastirv2.errors import UsageError
+from fastirv2.models.slim import Slim
 
 
 class _Names(type):
@@ -45,7 +47,7 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def timm_network(classes: int, dropout: float) -> nn.Module:
-    """Make timm's inception_resnet_v2 with freshly drawn weights.
+    """Make timm's inception_resnet_v2 with freshly drawn weights; its stem is a function, to be compiled as one, as slim's is.
 
     Raises:
         UsageError: timm cannot be imported.
@@ -56,4 +58,13 @@ def timm_network(classes: int, dropout: float) -> nn.Module:
         import timm
     except ImportError as error:
         raise UsageError(f"--vs timm needs timm ({error}); pip install --no-deps timm huggingface_hub safetensors") from error
-    return timm.create_model("inception_resnet_v2", pretrained=False, num_classes=classes, drop_rate=dropout)
+    network = timm.create_model("inception_resnet_v2", pretrained=False, num_classes=classes, drop_rate=dropout)
+    network.STEM, network.stem = Slim.STEM, types.MethodType(Slim.stem, network)
+    network.forward_features = types.MethodType(_features, network)
+    return network
+
+
+def _features(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Do as timm's own: its layers have the names that slim's have."""
+    x = network.mixed_6a(network.repeat(network.mixed_5b(network.stem(x))))
+    return network.conv2d_7b(network.block8(network.repeat_2(network.mixed_7a(network.repeat_1(x)))))

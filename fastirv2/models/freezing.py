@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from fastirv2.models.norm import BatchNorm2d
+from fastirv2.models.slim import Slim
 
 Freeze = Literal["none", "stem", "statistics", "both"]
 
@@ -15,7 +16,7 @@ FROZEN = {
     "statistics": "the running statistics, by which normalisation goes whatever the batch",
     "both": "the stem, and the running statistics, by which normalisation goes whatever the batch",
 }
-_STEM = ("stem", "conv2d_1a", "conv2d_2a", "conv2d_2b", "conv2d_3b", "conv2d_4a")  # of the paper's network, and of slim's
+_STEM = ("stem", *Slim.STEM)  # of the paper's network, and of slim's
 
 
 def freeze(model: nn.Module, what: Freeze) -> None:

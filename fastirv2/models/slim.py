@@ -88,6 +88,8 @@ def block8(scale: float = 0.20, *, relu: bool = True) -> Residual:
 class Slim(nn.Module):
     """55,843,464 parameters and 13.16 GMAC at 1000 classes and 299²; batch normalisation with ε 1e-3."""
 
+    STEM = ("conv2d_1a", "conv2d_2a", "conv2d_2b", "conv2d_3b", "conv2d_4a")  # the parts of `stem` that learn
+
     def __init__(self, num_classes: int = 1000, dropout: float = 0.2) -> None:
         super().__init__()
         self.conv2d_1a = Conv(3, 32, 3, stride=2)
@@ -112,9 +114,12 @@ class Slim(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, 3, H, W), scaled to [-1, 1], at least 75 pixels a side, to logits (N, num_classes)."""
-        x = self.maxpool_3a(self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(x))))
-        x = self.maxpool_5a(self.conv2d_4a(self.conv2d_3b(x)))
-        x = self.mixed_6a(self.repeat(self.mixed_5b(x)))
+        x = self.mixed_6a(self.repeat(self.mixed_5b(self.stem(x))))
         x = self.mixed_7a(self.repeat_1(x))
         x = self.conv2d_7b(self.block8(self.repeat_2(x)))
         return self.classif(self.dropout(self.pool(x)))
+
+    def stem(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, 3, H, W) to (N, 192, H/8, W/8), borders cut."""
+        x = self.maxpool_3a(self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(x))))
+        return self.maxpool_5a(self.conv2d_4a(self.conv2d_3b(x)))

@@ -10,7 +10,8 @@ from torch import nn
 
 from fastirv2.errors import is_out_of_memory, out_of_memory
 from fastirv2.trained import Trained
-from fastirv2.training.engine import HALF, NORMALISE
+from fastirv2.training.engine import HALF
+from fastirv2.training.pixels import NORMALISE
 from fastirv2.training.plan import Amp
 
 
@@ -25,7 +26,7 @@ class Network:
         self.amp = amp
         self._dtype = torch.float64 if amp == "fp64" else torch.float32
         self._model = trained.model.to(device, self._dtype, memory_format=torch.channels_last).eval()
-        self._normalise = NORMALISE[trained.input.normalise]
+        self._normalise = NORMALISE[trained.input.normalise](self._dtype, device)
         self.features = torch.empty(0, device=device)
         self._model.pool.register_forward_hook(self._keep)
 
@@ -39,7 +40,7 @@ class Network:
         In float64 whatever the precision of the network: its logits keep their order, and none comes to tie with another.
         """
         with torch.autocast(self.device.type, HALF.get(self.amp), enabled=self.amp in HALF):
-            logits = self._model(self._normalise(images, self._dtype))
+            logits = self._model(self._normalise(images))
         return logits.double().log_softmax(1)
 
 

@@ -11,15 +11,16 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fastirv2.errors import UsageError
 from fastirv2.training.casts import cast_together
 from fastirv2.training.plan import Compile
-from fastirv2.training.regions import regions
+from fastirv2.training.regions import Region
 
 BACKEND = "inductor"
 _LIMIT = 128  # graphs of one piece of code: kinds of block × sizes × (training, validation) are fewer, so that more are a fault
@@ -70,9 +71,9 @@ def describe_compile(mode: Compile) -> str:
 class Compiler:
     """Compiles a network in place, when it first meets a shape, and knows what that took, and whether it is at it.
 
-    `regional` compiles each region (`regions.regions`) by itself. Parameters are inputs of the compiled code, so that all
+    Given its regions (`regions.regions`), it compiles each by itself. Parameters are inputs of the compiled code, so that all
     blocks of a kind share one graph, and gradients of early blocks are averaged over the ranks while later ones are computed.
-    `full` makes one graph of the whole network, which takes several times as long.
+    One graph of the whole network takes several times as long.
 
     Graphs are of fixed shapes. PyTorch silently runs eagerly what it has compiled more than 8 times; here the limit is higher,
     and meeting it an error. So is what cannot be made one graph.
@@ -81,10 +82,10 @@ class Compiler:
     compiles with its share of the CPUs unless TORCHINDUCTOR_COMPILE_THREADS says otherwise.
     """
 
-    def __init__(self, model: nn.Module, mode: Compile, *, cpus: int) -> None:
-        _configure(cpus, gpu=any(parameter.is_cuda for parameter in model.parameters()))
-        for part in regions(model) if mode == "regional" else [model]:
-            part.forward = torch.compile(part.forward, backend=_compile, fullgraph=True, dynamic=False)
+    def __init__(self, pieces: list[Region], *, cpus: int) -> None:
+        _configure(cpus, gpu=any(parameter.is_cuda for region in pieces for parameter in region.module.parameters()))
+        for region in pieces:
+            region.change(partial(torch.compile, backend=_compile, fullgraph=True, dynamic=False))
         self.graphs = 0
         self.seconds = 0.0
         self._sides: set[int] = set()

@@ -17,15 +17,15 @@ from fastirv2.errors import UsageError
 from fastirv2.models.dropout import Dropout, sample_keys
 from fastirv2.models.layers import GlobalPool
 from fastirv2.models.norm import BatchNorm2d
-from fastirv2.pipelines import IMAGENET_MEAN, IMAGENET_STD, UNIT_MEAN, UNIT_STD
 from fastirv2.training.captured import CapturedStep, own_rate
 from fastirv2.training.compiled import Compiler
 from fastirv2.training.counts import Counts
 from fastirv2.training.distributed import Process
 from fastirv2.training.ema import Ema, EmaConfig
 from fastirv2.training.gate import Gate, all_finite
+from fastirv2.training.pixels import Normalise
 from fastirv2.training.plan import Amp, Compile
-from fastirv2.training.regions import recompute_stages
+from fastirv2.training.regions import Region, recompute_stages, regions
 
 Batch = tuple[torch.Tensor, torch.Tensor, int]  # images (B, 3, H, W) channels last, labels int64 (B,), how many count
 
@@ -69,30 +69,11 @@ def _has_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def unit(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Bring images (B, 3, H, W) from 0 … 255 to -1 … 1."""
-    return images.to(dtype, copy=True).sub_(UNIT_MEAN).div_(UNIT_STD)  # a copy: float images are the input pipeline's own
-
-
-def imagenet(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Take ImageNet's mean from images (B, 3, H, W) in 0 … 255 and divide by its standard deviation, channel by channel."""
-    scale, shift = _imagenet_line(images.device)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return torch.addcmul(shift.to(wide), images.to(wide), scale.to(wide)).to(dtype)
-
-
-@functools.cache
-def _imagenet_line(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the factor and the summand of each channel, (3, 1, 1), on the device: made once, not in every step."""
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (1 / std).to(device), (-mean / std).to(device)
-
-
-NORMALISE = {"unit": unit, "imagenet": imagenet}
-
-
 class Engine:
-    """Holds the network as it runs: channels last, in its precision, its gradients averaged over the ranks."""
+    """Holds the network as it runs: channels last, in its precision, its gradients averaged over the ranks.
+
+    It takes `model` over, which from then on is called with images as the input pipeline has them, (B, 3, H, W) in 0 … 255.
+    """
 
     def __init__(
         self,
@@ -101,7 +82,7 @@ class Engine:
         *,
         amp: Amp,
         accumulation: int,
-        normalise: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
+        normalise: Callable[[torch.dtype, torch.device], Normalise],
         label_smoothing: float = 0.0,
         clip: float = 0.0,
         ema: EmaConfig | None = None,
@@ -110,11 +91,10 @@ class Engine:
         capture: bool = False,
     ) -> None:
         self.device = process.device
-        self.dtype = torch.float64 if amp == "fp64" else torch.float32
-        self.model = model.to(self.device, self.dtype, memory_format=torch.channels_last)
+        dtype = torch.float64 if amp == "fp64" else torch.float32
+        self.model = model.to(self.device, dtype, memory_format=torch.channels_last)
         self.amp = amp
         self.accumulation = accumulation
-        self.normalise = normalise
         self.loss = functools.partial(nn.functional.cross_entropy, reduction="none", label_smoothing=label_smoothing)
         self.train_counts = Counts(self.device)
         self._counts_of_step = Counts(self.device)
@@ -123,8 +103,10 @@ class Engine:
         self._dropouts = [module for module in self.model.modules() if isinstance(module, Dropout)]
         self._pools = [module for module in self.model.modules() if isinstance(module, GlobalPool)]
         self._place = process.rank * accumulation  # of this rank's first pass in the global batch, in passes
-        self.compiler = Compiler(self.model, compile, cpus=process.cpus) if compile in ("regional", "full") else None
         self._recomputed = recompute > 0
+        pieces = regions(self.model, recomputed=self._recomputed) if compile == "regional" else [Region(self.model)]
+        pieces[0].change(functools.partial(_of_pixels, normalise(dtype, self.device)))
+        self.compiler = Compiler(pieces, cpus=process.cpus) if compile in ("regional", "full") else None
         recompute_stages(self.model, recompute)
         self._capture = capture
         self._whole = compile == "full"  # in one graph with the pool: looked at now and then, it would be compiled twice
@@ -178,7 +160,7 @@ class Engine:
             self.compiler.meet(images)
         with nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
             with self.autocast():
-                logits = self.parallel(self.normalise(images, self.dtype))
+                logits = self.parallel(images)
             losses = self.loss(logits, labels)
             self.gate.watch(losses.detach(), number)
             scale = 1.0 if self.gate.scale is None else self.gate.scale
@@ -223,7 +205,6 @@ class Engine:
             for layer in layers:
                 layer.momentum = 1 / number  # a mean of all so far
             images, _, _ = next(batches)
-            images = self.normalise(images, self.dtype)
             for context in [nullcontext(), *([self.ema.in_place()] if self.ema else [])]:
                 with context, self.autocast(), self.compiler.paused() if self.compiler else nullcontext():
                     self.model(images)  # not compiled: every momentum would be another graph
@@ -245,7 +226,7 @@ class Engine:
                 if stop():
                     return None
                 images, labels, valid = next(batches)
-                images, mask = self.normalise(images, self.dtype), torch.arange(len(labels), device=self.device) < valid
+                mask = torch.arange(len(labels), device=self.device) < valid
                 self._count(images, labels, mask, counts[0])
                 if self.ema:
                     with self.ema.in_place():
@@ -270,6 +251,11 @@ class Engine:
     def weights_are_finite(self) -> bool:
         """Say whether every parameter is; the host waits for the answer."""
         return all_finite(list(self.model.parameters()))
+
+
+def _of_pixels(normalise: Normalise, forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what a network does first, for images as the input pipeline has them: one with it where it is compiled."""
+    return lambda images: forward(normalise(images))
 
 
 def _data_parallel(model: nn.Module, process: Process, *, static: bool) -> DistributedDataParallel:

@@ -103,7 +103,7 @@ def _bytes_kept(engine: Engine, crop: int) -> float:
 
     images, _, count = _noise(_MEASURED, crop, engine.device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), engine.autocast():
-        logits = engine.model(engine.normalise(images, engine.dtype))
+        logits = engine.model(images)
     del logits  # until here all that was kept is alive, at addresses of its own
     return sum(found.values()) / count
 

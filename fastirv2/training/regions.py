@@ -1,8 +1,10 @@
-"""The parts that a network is compiled in, and whose activations can be computed twice: its blocks, in the order they run."""
+"""The regions that a network is compiled in, and the parts whose activations can be computed twice, in the order they run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -26,9 +28,23 @@ def stages(model: nn.Module) -> list[list[nn.Module]]:
     return found
 
 
-def regions(model: nn.Module) -> list[nn.Module]:
-    """Return the parts of all stages."""
-    return [part for stage in stages(model) for part in stage]
+class Region(NamedTuple):
+    """What is compiled by itself: a function of a module, as it is called when the network runs."""
+
+    module: nn.Module
+    method: str = "forward"
+
+    def change(self, how: Callable[[Callable], Callable]) -> None:
+        """Have what `how` makes of the function called in its place."""
+        setattr(self.module, self.method, how(getattr(self.module, self.method)))
+
+
+def regions(model: nn.Module, *, recomputed: bool = False) -> list[Region]:
+    """Return the parts of all stages; of layers that make a stem, the stem, unless each of them is `recomputed` by itself."""
+    parts = [part for stage in stages(model) for part in stage]
+    stem = [] if recomputed else [model.get_submodule(name) for name in getattr(model, "STEM", ())]
+    apart = [Region(part) for part in parts if part not in stem]
+    return [Region(model, "stem"), *apart] if stem else apart
 
 
 def recompute_stages(model: nn.Module, count: int) -> None:

@@ -5,10 +5,10 @@ import sys
 import torch.distributed as dist
 
 from fastirv2 import models, train
-from fastirv2.training import engine
+from fastirv2.training import pixels
 from tests.train.small_network import SmallNetwork
 
-OWN = engine.NORMALISE["unit"]
+OWN = pixels.NORMALISE["unit"]
 
 
 def main():
@@ -16,15 +16,20 @@ def main():
     sys.argv[1:] = sys.argv[4:]
     taken = 0
 
-    def spoilt(images, dtype):
-        nonlocal taken
-        taken += 1
-        images = OWN(images, dtype)
-        if first <= taken <= last and rank in (-1, dist.get_rank() if dist.is_initialized() else 0):
-            images[0, 0, 0, 0] = float("nan")
-        return images
+    def spoilt(dtype, device):
+        own = OWN(dtype, device)
 
-    engine.NORMALISE["unit"] = spoilt
+        def normalise(images):
+            nonlocal taken
+            taken += 1
+            images = own(images)
+            if first <= taken <= last and rank in (-1, dist.get_rank() if dist.is_initialized() else 0):
+                images[0, 0, 0, 0] = float("nan")
+            return images
+
+        return normalise
+
+    pixels.NORMALISE["unit"] = spoilt
     models.ARCHITECTURES["paper"] = SmallNetwork
     train.run_command(train.command, train.PROGRAM)
 

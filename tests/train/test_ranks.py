@@ -8,7 +8,7 @@ import torch
 from fastirv2.data.loader import Loader
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, ValidationOrder
-from fastirv2.training.engine import unit
+from fastirv2.training.pixels import unit
 from tests.processes import run_ranks
 from tests.train import validation_ranks
 from tests.train.conftest import RECIPE, Trainer, assert_done, assert_the_same, latest, metrics
@@ -121,7 +121,7 @@ def test_what_two_ranks_validate_is_the_network_of_the_checkpoint(light, tmp_pat
     loader = Loader(open_records(light.data), order, SIZE, batch=23, device=torch.device("cpu"), cpus=2)
     images, labels, _ = next(loader)
     with torch.inference_mode():
-        loss = torch.nn.functional.cross_entropy(model(unit(images, torch.float64)), labels)
+        loss = torch.nn.functional.cross_entropy(model(unit(torch.float64, images.device)(images)), labels)
     loader.close()
     assert line["images"] == 23
     assert line["loss"] == pytest.approx(float(loss), rel=1e-9)

@@ -12,7 +12,8 @@ from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, ValidationOrder
 from fastirv2.models.layers import Classifier, ConvNorm, GlobalPool
 from fastirv2.training.distributed import Process
-from fastirv2.training.engine import Engine, unit
+from fastirv2.training.engine import Engine
+from fastirv2.training.pixels import unit
 
 CLASSES, CPU = 7, torch.device("cpu")
 SIZE = InputConfig(resize=41, crop=37, threads=1)

@@ -7,8 +7,9 @@ from fastirv2.errors import UsageError
 from fastirv2.training import engine as engines
 from fastirv2.training.captured import CapturedStep, check_capture, check_graphs
 from fastirv2.training.ema import EmaConfig
-from fastirv2.training.engine import Engine, unit
+from fastirv2.training.engine import Engine
 from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
+from fastirv2.training.pixels import unit
 from fastirv2.training.plan import Plan
 from tests.training.reduced import ALONE, CPU, batch, reduced
 

@@ -15,8 +15,10 @@ from fastirv2.models.norm import Statistics, share_statistics
 from fastirv2.training import compiled
 from fastirv2.training.compiled import Compiler, choose_compile, explained
 from fastirv2.training.ema import EmaConfig
-from fastirv2.training.engine import Engine, unit
+from fastirv2.training.engine import Engine
 from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
+from fastirv2.training.pixels import NORMALISE, unit
+from fastirv2.training.regions import Region, regions
 from tests.training.reduced import ALONE, CPU, batch, reduced
 
 
@@ -29,7 +31,7 @@ def traced(monkeypatch):
 
 
 def make(model, **options):
-    engine = Engine(model, ALONE, accumulation=1, normalise=unit, **{"amp": "fp32", "compile": "regional", **options})
+    engine = Engine(model, ALONE, accumulation=1, **{"amp": "fp32", "compile": "regional", "normalise": unit, **options})
     optimizer = create_optimizer(engine.model, OptimizerConfig())
     set_rate(optimizer, 0.01)
     return engine, optimizer
@@ -61,6 +63,27 @@ def test_each_kind_of_block_is_compiled_once_for_each_shape_in_training_and_in_v
     assert engine.compiler.news() is None
 
 
+@pytest.mark.parametrize(("recompute", "graphs"), [(0, 9), (1, 13)])
+def test_a_stem_is_one_graph_but_where_each_of_its_layers_is_computed_twice(recompute, graphs):
+    """The stem or its five layers, mixed_5b, blocks A, B and C, the last C without its ReLU, two reductions, conv2d_7b."""
+    engine, optimizer = make(reduced("slim"), recompute=recompute)
+    engine.step(iter([batch(1)]), optimizer)
+    assert engine.compiler.graphs == graphs
+
+
+@pytest.mark.parametrize("mode", ["regional", "full"])
+@pytest.mark.parametrize("normalise", NORMALISE)
+def test_images_enter_the_first_graph_as_bytes(monkeypatch, normalise, mode):
+    """Alone, so that what normalises them moves no tensor of its own to the device in every step."""
+    graphs = []
+    monkeypatch.setattr(compiled, "_compile", lambda module, inputs: graphs.append((module, inputs)) or module.forward)
+    engine, optimizer = make(reduced(), compile=mode, normalise=NORMALISE[normalise])
+    engine.step(iter([batch(1)]), optimizer)
+    module, inputs = graphs[0]
+    assert [tensor.dtype for tensor in inputs if tensor.shape[-2:] == (75, 75)] == [torch.uint8]
+    assert torch.tensor not in {node.target for node in module.graph.nodes}
+
+
 @pytest.mark.parametrize(("arch", "splits"), [("paper", 1), ("paper", 2), ("slim", 1)])
 def test_what_is_compiled_computes_the_same(arch, splits):
     """In float64; the network as a whole too, and blocks where parts of a batch have statistics of their own."""
@@ -88,7 +111,7 @@ class Twice(nn.Module):
 
 def test_a_graph_too_many_is_an_error_in_a_sentence():
     model = Twice()
-    Compiler(model, "regional", cpus=1)
+    Compiler(regions(model), cpus=1)
     with torch._dynamo.config.patch(recompile_limit=1):
         model(torch.ones(2, 2))
         with pytest.raises(UsageError, match=r"was compiled 1 times.*--train.compile off trains without"), explained():
@@ -104,7 +127,7 @@ class Broken(nn.Linear):
 def test_what_cannot_be_one_graph_is_an_error_in_a_sentence():
     model = nn.Sequential()
     model.add_module("layers", nn.Sequential(Broken(2, 2)))
-    Compiler(model, "regional", cpus=1)
+    Compiler(regions(model), cpus=1)
     with pytest.raises(UsageError, match=r"cannot be compiled here \(Unsupported: "), explained():
         model(torch.ones(2, 2))
 
@@ -139,14 +162,14 @@ def test_a_user_without_a_name_compiles_too(monkeypatch):
 
     monkeypatch.setattr(compiled.getpass, "getuser", unknown)
     monkeypatch.setenv("USER", "")
-    Compiler(Twice(), "regional", cpus=1)
+    Compiler(regions(Twice()), cpus=1)
     assert os.environ["USER"] == str(os.getuid())
 
 
 def test_it_is_known_while_something_is_compiled(monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     model = nn.Linear(2, 2)
-    compiler, seen = Compiler(model, "full", cpus=1), []
+    compiler, seen = Compiler([Region(model)], cpus=1), []
     handler = torch._dynamo.callback.callback_handler
     told = handler.register_start_callback(lambda *_: seen.append(compiler.running))
     model(torch.zeros(1, 2))
@@ -172,7 +195,7 @@ def test_ranks_share_the_cpus_for_compiling(monkeypatch):
 
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")
     with config.patch(compile_threads=1):
-        Compiler(Twice(), "regional", cpus=3)
+        Compiler(regions(Twice()), cpus=3)
         assert config.compile_threads == 3
 
 

@@ -1,8 +1,6 @@
 """`--train.batch auto`: what memory holds, of what the plan allows; measured on a CPU, and with a stand-in for a GPU."""
 
-from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +13,10 @@ from fastirv2.models import ModelConfig
 from fastirv2.models.branches import Branches
 from fastirv2.report.console import Console
 from fastirv2.training import fitting
-from fastirv2.training.engine import Engine, unit
+from fastirv2.training.engine import Engine
 from fastirv2.training.fitting import largest_batch
 from fastirv2.training.optim import OptimizerConfig, create_optimizer
+from fastirv2.training.pixels import unit
 from fastirv2.training.plan import TrainConfig
 from tests.training.reduced import ALONE, reduced
 
@@ -41,9 +40,9 @@ def test_the_most_that_the_ranks_of_a_host_hold_in_its_memory_is_taken(monkeypat
 def test_what_a_pass_keeps_is_counted_an_image_by_its_size_and_without_the_weights():
     """Of a convolution its input, of a sigmoid its result."""
     layers = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Sigmoid())
-    own = {"device": ALONE.device, "dtype": torch.float32, "normalise": unit, "autocast": nullcontext}
+    engine = Engine(layers, ALONE, amp="fp32", accumulation=1, normalise=unit)
     for crop in (9, 90):
-        kept = fitting._bytes_kept(SimpleNamespace(model=layers, **own), crop)
+        kept = fitting._bytes_kept(engine, crop)
         assert kept == 4 * (3 * crop**2 + 8 * (crop - 2) ** 2)
 
 

@@ -26,10 +26,14 @@ class Small(nn.Module):
         return self.classifier(self.conv(x).mean((2, 3)))
 
 
+def converted(dtype, _device):
+    return lambda images: images.to(dtype)
+
+
 def make(amp, device="cpu", **options):
     torch.manual_seed(0)
     process = Process(rank=0, world=1, local_rank=0, local_world=1, device=torch.device(device))
-    engine = Engine(Small(), process, amp=amp, accumulation=1, normalise=lambda images, dtype: images.to(dtype), **options)
+    engine = Engine(Small(), process, amp=amp, accumulation=1, normalise=converted, **options)
     optimizer = create_optimizer(engine.model, OptimizerConfig())
     set_rate(optimizer, 0.1)
     return engine, optimizer

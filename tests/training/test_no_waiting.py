@@ -4,8 +4,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastirv2.training.ema import EmaConfig
-from fastirv2.training.engine import Engine, unit
+from fastirv2.training.engine import Engine
 from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
+from fastirv2.training.pixels import unit
 from tests.training.reduced import ALONE, batch, reduced
 
 aten = torch.ops.aten

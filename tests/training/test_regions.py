@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fastirv2.training.engine import Engine, unit
+from fastirv2.training.engine import Engine
 from fastirv2.training.optim import OptimizerConfig, create_optimizer, set_rate
+from fastirv2.training.pixels import unit
 from fastirv2.training.regions import recompute_stages, stages
 from tests.training.reduced import ALONE, batch, reduced
 

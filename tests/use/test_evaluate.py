@@ -20,7 +20,8 @@ from fastirv2.scoring.outcomes import outcomes_of, score
 from fastirv2.scoring.protocol import choose_protocol
 from fastirv2.trained import open_trained
 from fastirv2.training.distributed import Process
-from fastirv2.training.engine import Engine, unit
+from fastirv2.training.engine import Engine
+from fastirv2.training.pixels import unit
 from tests.data.test_views import pillow_views
 from tests.processes import ONE_THREAD, lines, start_ranks
 
