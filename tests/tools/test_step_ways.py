@@ -13,6 +13,9 @@ sys.path.insert(0, str(TOOLS))
 
 import step_ways
 from step_ways import Runner, Way, all_ways, network
+from timm_network import _features
+
+from tests.training.reduced import reduced
 
 
 def runner(device="cpu"):
@@ -45,3 +48,13 @@ def test_torchs_normalisation_over_ranks_on_a_cpu_is_refused(monkeypatch):
     monkeypatch.setattr(step_ways.dist, "is_initialized", lambda: True)
     with pytest.raises(UsageError, match="--norm torch needs GPUs"):
         network(Way("slim", "off", "off", "torch"), SimpleNamespace(device=torch.device("cpu")))
+
+
+def test_features_of_timms_network_are_taken_in_its_layers_order():
+    """By slim's layers, which have the same names: what they come to before the pool."""
+    model, features = reduced("slim").eval(), []
+    model.pool.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))
+    images = torch.randn(1, 3, 75, 75)
+    with torch.no_grad():
+        model(images)
+        assert torch.equal(_features(model, images), features[0])
