@@ -1,4 +1,4 @@
-"""Records that do not decode: found, told of, and replaced by others of their batch, so that no other rank is kept waiting."""
+"""Records that do not decode: found, told of, and left out of their batch, which is padded: no other rank is kept waiting."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OnBad = Literal["stop", "skip"]
 class Faults:
     """The records of a data set that one rank has found not to decode.
 
-    `error` is what is to end the run, once all ranks have agreed on it: until then a bad record's place in its batch is
-    taken by the nearest good one before it, or else after it; where the batch has none, as one of padding has when the last
-    record is bad, by the nearest one of the data set. `bad` holds the numbers of all that were found.
+    `error` is what is to end the run, once all ranks have agreed on it: until then the good records of a batch move up, and
+    the last of them is repeated as padding; where the batch has none, as one of padding has when the last record is bad,
+    the nearest one of the data set is. `bad` holds the numbers of all that were found.
     """
 
     def __init__(self, records: Records, on_bad: OnBad) -> None:
@@ -42,11 +42,12 @@ class Faults:
         bad = np.isin(fed.numbers, list(self.bad))
         good = np.flatnonzero(~bad)
         if not len(good):
-            return fed._replace(numbers=np.full_like(fed.numbers, self._nearest_good(int(fed.numbers[0]))))
-        places = np.arange(len(bad))
-        places[bad] = good[np.maximum(np.searchsorted(good, places[bad]) - 1, 0)]
+            return fed._replace(numbers=np.full_like(fed.numbers, self._nearest_good(int(fed.numbers[0]))), valid=0)
+        places = np.pad(good, (0, len(bad) - len(good)), mode="edge")
         windows = Windows(fed.windows.start[places], fed.windows.end[places])
-        return fed._replace(numbers=fed.numbers[places], windows=windows, colours=tuple(drawn[places] for drawn in fed.colours))
+        colours = tuple(drawn[places] for drawn in fed.colours)
+        valid = int(np.count_nonzero(good < fed.valid))
+        return Fed(fed.numbers[places], windows, fed.crop, valid, colours)
 
     def _nearest_good(self, number: int) -> int:
         """Return the record nearest to one that is bad, of those not known to be."""

@@ -21,7 +21,7 @@ _ON_A_GPU = 32  # threads at most: each takes 16 MiB of the GPU's memory, and as
 
 
 class Batch(NamedTuple):
-    """A batch on the device, and how many of its B records are no padding.
+    """A batch on the device, and how many of its B records are no padding: the first ones.
 
     Images (B, 3, H, W) in RGB, channels last, 0 … 255, are uint8, or float16 where their colours were jittered; labels are
     int64 (B,). From an order with several views of an image they are (B × views, 3, H, W), those of one image in a row.
@@ -36,8 +36,8 @@ class Loader:
     """An endless iterator of batches on a device, made ahead of time.
 
     `wait_seconds()` is the time since its last call in which the device (on a CPU: the caller) had to wait for a batch.
-    A record that cannot be decoded leaves its place to another of its batch; `faults` knows of it, and has the error that
-    is to end the run unless `on_bad` is "skip".
+    A record that cannot be decoded leaves its batch, which is padded in its stead; `faults` knows of it, and has the error
+    that is to end the run unless `on_bad` is "skip".
     """
 
     def __init__(

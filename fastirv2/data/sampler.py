@@ -22,7 +22,7 @@ class DataConfig:
     block: int = 1
     """Neighbouring records that stay together when an epoch is shuffled: more than 1 for disks that seek badly."""
     on_bad: Literal["stop", "skip"] = "stop"
-    """A record that cannot be decoded ends the run, or another of its batch takes its place, for at most 0.1 % of them."""
+    """A record that cannot be decoded ends the run, or is left out, for at most 0.1 % of them."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.block <= 1 << 20:

@@ -83,7 +83,7 @@ class InputConfig:
 
 class Fed(NamedTuple):
     """The records of one batch, int64 (B,), their windows, the side in pixels of the output, how many of the B are no
-    padding, and what was drawn for their colours."""
+    padding, which comes last, and what was drawn for their colours."""
 
     numbers: np.ndarray
     windows: Windows

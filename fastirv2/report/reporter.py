@@ -98,7 +98,7 @@ class Reporter:
 
     def bad(self, sentence: str, step: int) -> None:
         """Report a record that was skipped."""
-        self._console.warn(f"{sentence}; another record of its batch takes its place")
+        self._console.warn(f"{sentence}; it is left out")
         self.write({"kind": "bad", "step": step, "record": sentence, "time": time.time()})
 
     def draw(self, *, last: bool = False) -> None:

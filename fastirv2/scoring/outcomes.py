@@ -59,9 +59,8 @@ def score(
             each = network(images).unflatten(0, (-1, order.views)).logsumexp(1)
             total = each if total is None else torch.logaddexp(total, each)
         numbers, valid = validation_batch(step, count, batch, process.world, process.rank)
-        good = np.flatnonzero(~np.isin(numbers[:valid], list(loader.faults.bad)))
-        kept = total if len(good) == len(numbers) else total[_sent(good, network.device)]
-        yield Scored(numbers[good], kept - math.log(order.views * order.passes))
+        known = numbers[:valid][~np.isin(numbers[:valid], list(loader.faults.bad))]
+        yield Scored(known, total[: len(known)] - math.log(order.views * order.passes))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Records that do not decode are named, and others of their batch take their places; data that is cut ends in a sentence."""
+"""Records that do not decode are named and left out of their batch; data that is cut ends in a sentence."""
 
 import errno
 import os
@@ -54,7 +54,7 @@ def test_a_bad_record_is_named_and_told_what_to_do_about(copy):
 
 
 @pytest.mark.parametrize("config", [SIZE, AREA], ids=["crop", "area"])
-def test_the_place_of_a_bad_record_is_taken_by_the_one_before_it_and_no_other_moves(images, copy, config):
+def test_those_after_a_bad_record_move_up_and_the_last_is_shown_again(images, copy, config):
     order = TrainOrder(open_records(images), config, seed=5, global_batch=8, world=1, rank=0, parts=1, step=0)
     places = [(step, place) for step, place in ((1, 4), (1, 5), (3, 0))]
     numbers = [order().numbers for _ in range(5)]
@@ -65,11 +65,8 @@ def test_the_place_of_a_bad_record_is_taken_by_the_one_before_it_and_no_other_mo
     skipping = Loader(records, training(config)(records), config, batch=8, device=CPU, cpus=2, on_bad="skip")
     found = batches(skipping, 5)
     for step, (pixels, labels) in enumerate(wanted):
-        takes = list(range(8))
-        for place in range(8):
-            if numbers[step][place] in bad:
-                good = [other for other in range(8) if numbers[step][other] not in bad]
-                takes[place] = max((other for other in good if other < place), default=good[0])
+        good = [place for place in range(8) if numbers[step][place] not in bad]
+        takes = good + good[-1:] * (8 - len(good))
         assert torch.equal(found[step][0], pixels[takes])
         assert found[step][1] == [labels[take] for take in takes]
     assert len(skipping.faults.untold()) == 3
@@ -77,11 +74,24 @@ def test_the_place_of_a_bad_record_is_taken_by_the_one_before_it_and_no_other_mo
     assert skipping.faults.error is None
 
 
-def test_padding_and_what_counts_stay(copy):
-    spoil(copy, 22)
+def test_a_validation_counts_every_good_record_once_and_no_bad_one(images, copy):
+    def counted(folder):
+        loader = loading(folder, validation())
+        return [image for pixels, _, valid in (next(loader) for _ in range(3)) for image in pixels[:valid].clone()]
+
+    bad = (3, 4, 8, 15, 22)
+    wanted = counted(images)
+    spoil(copy, *bad)
+    found = counted(copy)
+    assert len(wanted) == 23
+    good = [image for number, image in enumerate(wanted) if number not in bad]
+    assert torch.equal(torch.stack(found), torch.stack(good))
+
+
+def test_each_validation_counts_the_same(copy):
+    spoil(copy, 5, 22)
     loader = loading(copy, validation())
-    valid = [next(loader).valid for _ in range(4)]
-    assert valid == [8, 8, 7, 8]
+    assert [next(loader).valid for _ in range(6)] == [7, 8, 6] * 2
 
 
 def test_an_image_that_only_other_programs_decode_is_bad_too(copy):
@@ -109,7 +119,7 @@ def test_padding_by_a_bad_record_stays_padding(copy):
         return ValidationOrder(records, SIZE, batch=11, world=1, rank=0)
 
     loader = loading(copy, order, batch=11)
-    assert [next(loader).valid for _ in range(3)] == [11, 11, 1]  # the last has nothing but the bad record and its padding
+    assert [next(loader).valid for _ in range(3)] == [11, 11, 0]  # the last has nothing but the bad record and its padding
 
 
 def test_a_data_set_without_a_good_record_ends_it(copy):
@@ -187,7 +197,7 @@ def test_where_a_gpus_memory_is_short_no_record_is_looked_for(copy, monkeypatch)
     assert is_out_of_memory(raised.value)
 
 
-def test_the_crops_of_a_bad_image_are_those_of_another(images, copy):
+def test_all_crops_of_a_bad_image_are_left_out(images, copy):
     def order(records):
         return ValidationOrder(records, SIZE, batch=4, world=1, rank=0, crops=12)
 
@@ -195,8 +205,8 @@ def test_the_crops_of_a_bad_image_are_those_of_another(images, copy):
     ((whole, _),) = batches(loading(images, order, batch=4), 1)
     ((spoilt, labels),) = batches(loading(copy, order, batch=4), 1)
     assert len(labels) == 4
-    assert torch.equal(spoilt[12:24], whole[:12])
-    assert torch.equal(spoilt[24:], whole[24:])
+    views = [0, 2, 3, 3]
+    assert torch.equal(spoilt.unflatten(0, (4, 12)), whole.unflatten(0, (4, 12))[views])
 
 
 CUT = """

@@ -26,7 +26,7 @@ def test_an_epoch_above_the_band_is_warned_of_once(tmp_path, capsys):
     said = capsys.readouterr()
     assert "epoch 2/0  error 90.000 / 50.000 % on 50,000 images, loss 2.0000, the best so far" in said.out
     assert said.err.splitlines() == [
-        "warning: photo.jpg cannot be decoded; another record of its batch takes its place",
+        "warning: photo.jpg cannot be decoded; it is left out",
         "warning: after epoch 2 the top-1 error, 90.00 %, is 21.8 points above that of lim0606_setting1, 68.20 %: "
         "more than the recipe's band of 5; curves.png has both",
     ]
