@@ -10,9 +10,10 @@ from torch.autograd.function import FunctionCtx
 
 from fastirv2.models.layers import ConvNorm, activated, pointwise
 from fastirv2.models.norm import normalise
+from fastirv2.models.residual import Reader
 
 
-class Branches(nn.Module):
+class Branches(Reader):
     """Branches that read the same input, their outputs concatenated along the channels; submodules `branch0`, `branch1`, ….
 
     Where `merge` is set, the 1×1 convolutions that read the input are one convolution and one normalisation over the channels
@@ -40,7 +41,7 @@ class Concat(Branches):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to (N, sum of the branches' channels, H', W')."""
-        return self.concatenated(x)
+        return self.concatenated(self.read(x))
 
 
 def merge_siblings(model: nn.Module, merge: bool) -> None:

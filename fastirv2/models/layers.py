@@ -1,4 +1,4 @@
-"""What the two networks share: convolution + batch normalisation + ReLU, residual sums, initialisation."""
+"""What the two networks share: convolution + batch normalisation + ReLU, the last layers, initialisation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from fastirv2.models.norm import BatchNorm2d
+from fastirv2.models.residual import Reader
 
 
 class Convolution(nn.Conv2d):
@@ -66,7 +67,7 @@ class ConvNorm(nn.Module):
         return activated(x) if self.relu else x
 
 
-class GlobalPool(nn.Module):
+class GlobalPool(Reader):
     """The average over all places; asked to `watch`, in training, it notes the share of zeros among what it averages.
 
     A share near 1 is a network that has died, as very wide residual ones do (arXiv 1602.07261, section 3.3).
@@ -81,7 +82,7 @@ class GlobalPool(nn.Module):
         """Map (N, C, H, W) to (N, C)."""
         if self.watch and self.training:
             self.zero_share = (x.detach() == 0).float().mean()
-        return x.mean((2, 3))
+        return self.read(x).mean((2, 3))
 
 
 class Classifier(nn.Linear):
@@ -99,12 +100,6 @@ class Classifier(nn.Linear):
 def activated(x: torch.Tensor) -> torch.Tensor:
     """Return ReLU of `x`, in its place unless compiled: a compiler knows by itself what is not read again."""
     return x.relu() if torch.compiler.is_compiling() else x.relu_()
-
-
-def scaled_sum(x: torch.Tensor, residual: torch.Tensor, scale: float, *, relu: bool = True) -> torch.Tensor:
-    """Return x + scale · residual, then ReLU (arXiv 1602.07261, section 3.3 and figure 20)."""
-    y = torch.add(x, residual, alpha=scale)
-    return y.relu_() if relu else y
 
 
 def initialise(model: nn.Module) -> None:

@@ -11,8 +11,9 @@ from torch import nn
 
 from fastirv2.models.branches import Concat
 from fastirv2.models.dropout import Dropout
-from fastirv2.models.layers import Classifier, ConvNorm, GlobalPool, initialise, scaled_sum
+from fastirv2.models.layers import Classifier, ConvNorm, GlobalPool, initialise
 from fastirv2.models.pooling import MaxPool
+from fastirv2.models.residual import ResidualSum
 
 SCALE = 0.1  # section 3.3: 0.1 to 0.3; without it networks of more than 1000 filters "died"
 
@@ -42,7 +43,7 @@ class Stem(nn.Module):
         return self.down2(self.mixed(self.down1(self.conv3(self.conv2(self.conv1(x))))))
 
 
-class Residual(nn.Module):
+class Residual(ResidualSum):
     """x + 0.1 · project(branches(x)), then ReLU."""
 
     def __init__(self, channels: int, width: int, *branches: nn.Module) -> None:
@@ -52,10 +53,11 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, channels, H, W) to the same shape."""
+        x = self.read(x)
         residual = self.branches(x)
         if not self.branches.merge:
-            return scaled_sum(x, self.project(residual), SCALE)
-        return scaled_sum(x, self.project.bn(self.project.conv(residual), SCALE), 1)
+            return self.scaled_sum(x, self.project(residual), SCALE)
+        return self.scaled_sum(x, self.project.bn(self.project.conv(residual), SCALE), 1)
 
 
 def block_a() -> Residual:

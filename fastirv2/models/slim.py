@@ -9,13 +9,14 @@ from torch import nn
 
 from fastirv2.models.branches import Branches, Concat
 from fastirv2.models.dropout import Dropout
-from fastirv2.models.layers import Classifier, ConvNorm, Convolution, GlobalPool, initialise, pointwise, scaled_sum
+from fastirv2.models.layers import Classifier, ConvNorm, Convolution, GlobalPool, initialise, pointwise
 from fastirv2.models.pooling import AveragePool, MaxPool
+from fastirv2.models.residual import ResidualSum
 
 Conv = partial(ConvNorm, eps=1e-3)
 
 
-class Residual(Branches):
+class Residual(Branches, ResidualSum):
     """x + scale · conv2d(branches(x)), then ReLU unless it is the last block; the 1×1 has a bias and no normalisation."""
 
     def __init__(self, channels: int, width: int, scale: float, *branches: nn.Module, relu: bool = True) -> None:
@@ -26,10 +27,11 @@ class Residual(Branches):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, channels, H, W) to the same shape."""
+        x = self.read(x)
         if not self.merge:
-            return scaled_sum(x, self.conv2d(self.concatenated(x)), self.scale, relu=self.relu)
+            return self.scaled_sum(x, self.conv2d(self.concatenated(x)), self.scale)
         residual = pointwise(self.concatenated(x, self.scale), self.conv2d.weight, self.conv2d.bias * self.scale)
-        return scaled_sum(x, residual, 1, relu=self.relu)
+        return self.scaled_sum(x, residual, 1)
 
 
 def mixed_5b() -> Concat:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from fastirv2.models.layers import GlobalPool
+from fastirv2.models.residual import mask_where_read
+
 _NEW_STAGE = {"reduction_a", "reduction_b", "mixed_6a", "mixed_7a"}  # these halve the feature maps' sides
 
 
@@ -40,8 +43,12 @@ class Region(NamedTuple):
 
 
 def regions(model: nn.Module, *, recomputed: bool = False) -> list[Region]:
-    """Return the parts of all stages; of layers that make a stem, the stem, unless each of them is `recomputed` by itself."""
+    """Part a network, and return the parts of all its stages, of which each then masks the gradient of the one before.
+
+    Layers that make a stem are one part, unless each of them is `recomputed` by itself.
+    """
     parts = [part for stage in stages(model) for part in stage]
+    mask_where_read([*parts, *(module for module in model.modules() if isinstance(module, GlobalPool))])
     stem = [] if recomputed else [model.get_submodule(name) for name in getattr(model, "STEM", ())]
     apart = [Region(part) for part in parts if part not in stem]
     return [Region(model, "stem"), *apart] if stem else apart
