@@ -18,8 +18,8 @@ class Branches(Reader):
 
     Where `merge` is set, the 1×1 convolutions that read the input are one convolution and one normalisation over the channels
     of all, and each branch's last ReLU writes to its place in the concatenation. The mathematics is the same, and so are the
-    parameters, their gradients and the running statistics: weights are concatenated anew in each pass. Such branches, all of
-    which end in a normalised convolution, also scale what they put out for nothing.
+    parameters, their gradients and the running statistics: weights are concatenated anew in each pass. Branches that
+    all end in a normalised convolution also scale what they put out for nothing.
     """
 
     def __init__(self, *branches: nn.Module) -> None:
@@ -30,10 +30,10 @@ class Branches(Reader):
         self.merge = True
 
     def concatenated(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        """Map (N, C, H, W) to (N, sum of the branches' channels, H', W'); merged ones scale it by a number above 0."""
+        """Map (N, C, H, W) to (N, sum of the branches' channels, H', W'), scaled by a number above 0."""
         if self.merge:
             return _merged(self.branches, x, scale)
-        return torch.cat([branch(x) for branch in self.branches], dim=1)
+        return torch.cat([branch(x) if scale == 1 else _scaled(branch, x, scale) for branch in self.branches], dim=1)
 
 
 class Concat(Branches):
@@ -49,6 +49,14 @@ def merge_siblings(model: nn.Module, merge: bool) -> None:
     for module in model.modules():
         if isinstance(module, Branches):
             module.merge = merge
+
+
+def _scaled(branch: nn.Module, x: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return what a branch that ends in a `ConvNorm` puts out, scaled by its last normalisation."""
+    *before, last = branch if isinstance(branch, nn.Sequential) else (branch,)
+    for layer in before:
+        x = layer(x)
+    return last(x, scale)
 
 
 def _merged(branches: tuple[nn.Module, ...], x: torch.Tensor, scale: float) -> torch.Tensor:

@@ -61,9 +61,10 @@ class ConvNorm(nn.Module):
         self.bn = BatchNorm2d(outputs, eps=eps)
         self.relu = relu
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, inputs, H, W) to (N, outputs, H', W')."""
-        x = self.bn(self.conv(x))
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, H', W'), scaled by a number above 0, which goes through a ReLU."""
+        x = self.conv(x)
+        x = self.bn(x) if scale == 1 else self.bn(x, scale)  # an exported network may have something else in its place
         return activated(x) if self.relu else x
 
 
