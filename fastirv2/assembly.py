@@ -24,7 +24,7 @@ from fastirv2.models.norm import Statistics, share_statistics
 from fastirv2.models.weight_files import Contents, read_contents
 from fastirv2.models.weights import begin_from, check_architecture
 from fastirv2.report.console import Console
-from fastirv2.report.machine import device_name
+from fastirv2.report.machine import device_name, wait_for
 from fastirv2.report.reporter import Reporter
 from fastirv2.report.utilisation import Utilisation, peak_tflops, utilisation
 from fastirv2.training.captured import check_capture, check_graphs
@@ -274,6 +274,7 @@ def build(
         def recalibrate(stop: Callable[[], bool]) -> None:
             batches = Loader(prepared.train, order(step=plan.total_steps), config.input, **shape)
             engine.recalibrate(batches, config.train.recalibrate, stop)
+            wait_for(process.device)  # kernels still read the last batches, whose memory other graphs may have once it closes
             batches.close()
 
         run.recalibration = recalibrate
