@@ -15,6 +15,7 @@ from typing import TextIO
 _CHOICES = 60  # that a sentence lists
 _SHORT_OF_MEMORY = (
     "out of memory", "ALLOC_FAILED", "unable to find an engine to execute this computation",  # torch, cuBLAS, cuDNN
+    "ALLOCATION_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED",  # cuDNN 9; handles
     "CUDA allocation failed", "bytes on device",  # DALI
 )  # fmt: skip
 
