@@ -49,6 +49,7 @@ $(DEMO)/%/dataset.json: | demo-images
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	@if nvidia-smi -L > /dev/null 2>&1; then $(BIN)/python -m pytest -m gpu; fi
 
 lint: $(READY)
 	$(BIN)/ruff check .

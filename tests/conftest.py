@@ -33,6 +33,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    """Hide GPUs from all but `pytest -m gpu`: what tests start would take them, and has a CPU's bits and two ranks on one."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     needing_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not needing_gpu:
@@ -41,7 +47,7 @@ def pytest_collection_modifyitems(items):
 
     if not torch.cuda.is_available():
         for item in needing_gpu:
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch finds none here"))
+            item.add_marker(pytest.mark.skip(reason="needs pytest -m gpu, and an NVIDIA GPU that torch finds"))
 
 
 def pytest_collection_finish():

@@ -29,6 +29,7 @@ OF_THE_RUN = ("config", "interval_seconds")  # what a checkpoint holds of the ru
 SMALL = (
     "--input.resize", "82", "--input.crop", "75", "--input.threads", "1", "--train.global-batch", "4", "--train.bn-batch", "4",
     "--train.amp", "fp32", "--ema.decay", "0.99", "--log.every", "3", "--checkpoint.steps", "8", "--checkpoint.keep", "1",
+    "--train.device", "cpu",  # where bits repeat, on any number of ranks
 )  # fmt: skip
 END_SECONDS = 300.0  # in which all processes of a killed run have to be gone
 
