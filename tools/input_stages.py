@@ -24,7 +24,7 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from fastirv2.data.dataset import Records
-from fastirv2.data.loader import Loader
+from fastirv2.data.loader import Loader, threads_of
 from fastirv2.data.records import open_records
 from fastirv2.data.samples import InputConfig, Order, TrainOrder
 from fastirv2.pipelines.images import DECODERS
@@ -47,7 +47,7 @@ class Input:
     @property
     def threads(self) -> int:
         """Host threads of a loader."""
-        return self.config.threads or self.cpus
+        return threads_of(self.config, self.cpus, self.device)
 
     def order(self, records: Records) -> TrainOrder:
         """Return the order of training, from its first step on."""

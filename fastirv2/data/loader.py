@@ -51,7 +51,7 @@ class Loader:
         cpus: int,
         on_bad: OnBad = "stop",
     ) -> None:
-        self.threads = config.threads or (min(cpus, _ON_A_GPU) if device.type == "cuda" else cpus)
+        self.threads = threads_of(config, cpus, device)
         self.faults = Faults(records, on_bad)
         self._records, self._order, self._device = records, order, device
         self._planned: deque[Fed] = deque()
@@ -160,6 +160,11 @@ class Loader:
         self._pipeline = None
         self._fed.clear()
         self._reader.shutdown(cancel_futures=True)
+
+
+def threads_of(config: InputConfig, cpus: int, device: torch.device) -> int:
+    """Return the host threads of a loader that may use so many CPUs."""
+    return config.threads or (min(cpus, _ON_A_GPU) if device.type == "cuda" else cpus)
 
 
 def _is_whole(records: Records, order: Order, config: InputConfig, device: torch.device) -> bool:

@@ -212,6 +212,12 @@ def test_records_that_only_windows_are_decoded_of_have_no_stage_of_decoding(tmp_
         loader.close()
 
 
+@pytest.mark.parametrize(("device", "given", "taken"), [("cpu", 0, 96), ("cuda:0", 0, 32), ("cuda:0", 64, 64)])
+def test_the_other_ways_have_as_many_threads_as_the_loader_takes(device, given, taken):
+    setting = Input(Path("data"), InputConfig(threads=given), 8, torch.device(device), 96)
+    assert setting.threads == taken
+
+
 def test_batches_that_were_made_ahead_are_not_counted(lmdb_folder):
     given, calls = small_input(lmdb_folder), []
     taken = take(lambda: calls.append(1), given, settle=3, seconds=60, most=5)
