@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fastirv2.building.folders import DiskFolder, walk
 from fastirv2.building.sources import IMAGE_SUFFIXES, no_file
 from fastirv2.errors import DataError
 
@@ -15,12 +16,12 @@ _LOOKED_AT = 4096  # bytes by which a list is told from an image
 def find_pictures(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the paths of all images that the arguments mean, in their order.
 
-    A folder means the images in it at any depth, sorted; a text file the paths that it lists, a line each, relative to it
-    or to where we are, in quotes or not, each with or without a label behind it. All else is an image, there or not, to be
-    found out later.
+    A folder means the files in it at any depth, as an LMDB is built from them: links followed, hidden names left out. A text
+    file means the paths that it lists, a line each, relative to it or to where we are, in quotes or not, each with or without
+    a label behind it. All else is an image, there or not, to be found out later.
 
     Raises:
-        DataError: a folder holds no images, or an argument is a pipe or device.
+        DataError: a folder holds no files or cannot be read, or an argument is a pipe or device.
     """
     for argument in arguments:
         if os.path.isdir(argument):
@@ -34,15 +35,10 @@ def find_pictures(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _in_folder(folder: str) -> Iterator[str]:
-    found = False
-    for place, below, names in os.walk(folder):
-        below.sort()
-        for name in sorted(names):
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                found = True
-                yield os.path.join(place, name)
-    if not found:
-        raise DataError(f"{folder} holds no images: files that end in {', '.join(IMAGE_SUFFIXES)}")
+    names = [name for name, _ in walk(DiskFolder(folder))]
+    if not names:
+        raise DataError(f"{folder} holds no files, which images could be")
+    yield from (os.path.join(folder, name) for name in names)
 
 
 def is_list(path: str) -> bool:

@@ -44,7 +44,7 @@ def mixed(images, tmp_path):
 
 def test_files_folders_and_lists_mean_their_images_in_order(mixed, tmp_path, images):
     found = list(find_pictures([str(mixed), f"{tmp_path}/list.txt", "gone.jpg", f"{mixed}/broken.jpg"]))
-    inside = [f"{mixed}/{name}" for name in ("b.png", "broken.jpg", "c.JPEG", "below/a.webp")]
+    inside = [f"{mixed}/{name}" for name in ("b.png", "broken.jpg", "c.JPEG", "notes.md", "below/a.webp")]
     listed = [f"{images}/dog/01.jpg", str(mixed / "b.png"), f"{tmp_path}/missing.jpg"]
     assert found == [*inside, *listed, "gone.jpg", f"{mixed}/broken.jpg"]
 
@@ -56,6 +56,24 @@ def test_folders_are_walked_in_the_order_of_their_names(tmp_path):
             (tmp_path / name / image).touch()
     inside = [f"{tmp_path}/{name}/{image}" for name in "abcde" for image in ("1.jpg", "2.JPG")]
     assert list(find_pictures([str(tmp_path)])) == inside
+
+
+def test_a_folder_without_files_is_refused(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/.hidden").touch()
+    with pytest.raises(DataError, match=f"{tmp_path} holds no files"):
+        list(find_pictures([str(tmp_path)]))
+
+
+def test_a_folder_means_what_an_lmdb_would_be_built_from(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here").mkdir()
+    for name in ("here/a.jfif", "here/no suffix", "here/.hidden.jpg", "elsewhere/c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "here/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "here")
+    found = [os.path.relpath(path, tmp_path / "here") for path in find_pictures([str(tmp_path / "here")])]
+    assert found == ["a.jfif", "no suffix", "linked/c.jpg"]
 
 
 @pytest.mark.parametrize("before", ["", "x"])
@@ -81,10 +99,11 @@ def test_every_image_that_can_be_read_has_a_line_and_a_row_of_features(command, 
     lines = [json.loads(line) for line in result.out.splitlines()]
     files = [line["path"] for line in lines]
     assert [name.rpartition("/")[2] for name in files] == ["b.png", "c.JPEG", "a.webp", "01.jpg", "b.png"]
-    broken, missing, sum_of_it = result.err.splitlines()
+    broken, notes, missing, sum_of_it = result.err.splitlines()
     assert broken.startswith(f"fastirv2.predict: {mixed}/broken.jpg cannot be read: ")
+    assert notes.startswith(f"fastirv2.predict: {mixed}/notes.md cannot be read: ")
     assert missing == f"fastirv2.predict: {tmp_path}/missing.jpg cannot be read: No such file or directory"
-    assert sum_of_it == "fastirv2.predict: 2 of 7 images were passed over"
+    assert sum_of_it == "fastirv2.predict: 3 of 8 images were passed over"
     trained = open_trained(paper_run)
     rows = []
     trained.model.pool.register_forward_hook(lambda _, __, features: rows.append(features))
@@ -141,7 +160,6 @@ def test_where_no_image_can_be_read_nothing_is_written(command, paper_run, mixed
     [
         (("--top", 0), 2, "--top must be at least 1"),
         (("--features", "/none/f.npy"), 65, "/none/f.npy cannot be written"),
-        (("/proc/self/fdinfo",), 65, "/proc/self/fdinfo holds no images: files that end in"),
     ],
 )
 def test_a_mistake_is_a_sentence(command, paper_run, images, options, code, sentence):
