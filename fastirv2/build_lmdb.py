@@ -249,7 +249,6 @@ def _run(options: Options) -> None:
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background job
         signal.signal(signal.SIGINT, _stop)
-    sys.stdout.reconfigure(errors="backslashreplace")  # class names need not be text
     if options.check is not None:
         from fastirv2.building.check import check
 

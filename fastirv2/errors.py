@@ -107,6 +107,7 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process runs
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # names need not be text, nor locales know ours
     try:
         code = main() or 0
     except SENTENCES as error:

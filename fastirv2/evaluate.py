@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -197,7 +196,6 @@ def _table(options: Options, task: Task, score: Score, amp: str, left_out: int) 
 def command() -> int:
     """Read the command line and do what it says; return the exit code."""
     first = os.environ.get("RANK", "0") == "0"
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files need not be text
     with contextlib.nullcontext() if first else contextlib.redirect_stdout(io.StringIO()):
         description = Options.__doc__
         options = tyro.cli(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +133,6 @@ def export(options: Options) -> list[str]:
 
 def command() -> int:
     """Read the command line and do what it says; return the exit code."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     flags = tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(Options)
     options = tyro.cli(flags, prog=f"python -m {PROGRAM}", description=Options.__doc__)
     for sentence in export(options):

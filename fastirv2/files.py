@@ -149,6 +149,6 @@ def hold(path: Path) -> int:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, raising UsageError when it is none."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as TOML: {error}") from error

@@ -159,8 +159,6 @@ def command() -> int:
     """Read the command line and do what it says; return the exit code."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("predict works on one device: start it with python -m fastirv2.predict, without torchrun")
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    sys.stderr.reconfigure(errors="backslashreplace")
     single = tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(Options)
     options = tyro.cli(single, prog=f"python -m {PROGRAM}", description=Options.__doc__)
     predictor = Predictor(options, join(options.device))

@@ -149,7 +149,7 @@ def conclude(run: Run) -> None:
         return run.console.say(f"stopped after step {run.step}, {goes_on}: {best}")
     report = run.folder / "report.md"
     if run.process.first and report.exists():
-        run.console.say(f"\n{report.read_text()}")
+        run.console.say("\n" + report.read_text(encoding="utf-8"))
     return run.console.say(f"done: {best}; report.md and curves.png are in {run.folder}")
 
 

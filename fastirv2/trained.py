@@ -146,7 +146,7 @@ def _of_checkpoint(contents: Contents) -> dict[str, Any]:
 def _validated(log: Path, step: int, which: str) -> dict[str, Any]:
     """Return the errors that a run's log has for these weights of this step; nothing where there is no such log."""
     try:
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return {}
     wanted = {"kind": "val", "step": step, "weights": which}

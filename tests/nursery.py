@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import re
@@ -145,6 +146,10 @@ def serve(control):
         os.dup2(pipe, number)
         os.close(pipe)
     os.close(pipes[2])
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.FileIO(number, "wb", closefd=False), stream.encoding, stream.errors, write_through=True)
+        for number, stream in ((1, sys.stdout), (2, sys.stderr))
+    )  # the old ones may take what is written to now for a file that one can go back in
     arguments, env, folder = json.loads(message)
     os.chdir(folder)
     os.environ.clear()

@@ -164,7 +164,7 @@ def _read_about(path: str) -> dict[str, Any]:
             raise DataError(f"{path} is an unfinished build; give its fastirv2-build-lmdb command again, it goes on from there")
         raise DataError(f"{path} has no dataset.json: the copy or the build is incomplete; copy it or build it again")
     try:
-        about = json.loads(file.read_text())
+        about = json.loads(file.read_text(encoding="utf-8"))
         version = about["format_version"]
         needed = {key: about[key] for key in ("count", "classes", "digest", "resize")} if version == FORMAT_VERSION else {}
     except (OSError, ValueError, KeyError, TypeError) as error:

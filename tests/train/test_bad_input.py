@@ -1,6 +1,9 @@
 """A user's mistake is one sentence and an exit code, before anything is written."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -50,6 +53,18 @@ def test_usage(arguments, sentence, tmp_path):
     run = tmp_path / "run"
     assert sentence in one_sentence(train(*(run if word == "RUN" else word for word in arguments)), 2)
     assert not run.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--recipe", "fast", "--print-config"], ["--recipes"], ["--recipe", "schnell"]])
+def test_in_a_locale_that_does_not_know_them_recipes_are_read_and_what_is_said_is_escaped(arguments):
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "fastirv2.train", *arguments]
+    plain, asked = (
+        subprocess.run(command, env=env, capture_output=True, check=False, text=True) for env in (os.environ, ascii_only)
+    )
+    said = [(text, text.encode("ascii", "backslashreplace").decode()) for text in (plain.stdout, plain.stderr)]
+    assert (asked.returncode, asked.stdout, asked.stderr) == (plain.returncode, *(escaped for _, escaped in said))
+    assert asked.returncode == (2 if "schnell" in arguments else 0)
 
 
 def test_a_wrong_value_names_the_option_and_what_it_takes():
