@@ -97,6 +97,7 @@ def prepare(options: Options, process: Process) -> Prepared:
     config = resolve(options.config, process, count=len(train_set), classes=len(classes))
     warnings = [
         *train_set.warnings,
+        *check_labels(train_set),
         *check_input(train_set, config.input, training=True),
         *val_set.warnings,
         *check_input(val_set, config.input, training=False),
@@ -112,6 +113,14 @@ def prepare(options: Options, process: Process) -> Prepared:
     warnings += [*check_statistics(plan, config.input), *check_effect(config, plan)]
     table = {**source, "statistics": {"images": plan.bn_images}, **as_table(config)}
     return Prepared(config, plan, train_set, val_set, table | {"data": data | digests | table["data"]}, warnings)
+
+
+def check_labels(records: Records) -> list[str]:
+    """Warn of a training set in which there is nothing to tell apart."""
+    labels = records.labels
+    if labels.min() != labels.max():
+        return []
+    return [f"all images of {records.path} are of the class {records.classes[labels[0]]}: nothing is learned from them"]
 
 
 def check_effect(config: Config, plan: Plan) -> list[str]:

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +84,10 @@ class Options:
             raise UsageError("--check takes its folder alone; leave SOURCE and OUT out")
         if self.decode and self.check is None:
             raise UsageError("--decode goes with --check")
+        if self.check is not None:
+            idle = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+            for name in (name for name in idle if name not in ("check", "decode", "workers")):
+                raise UsageError(f"--{name.replace('_', '-')} goes with building an LMDB; leave it out beside --check")
         for name, low, high in (("quality", 1, 100), ("workers", 1, 4096), ("limit", 1, None), ("max_bad", 0, 1)):
             value = getattr(self, name)
             if value is not None and not (value >= low and (high is None or value <= high)):

@@ -14,6 +14,7 @@ from fastirv2.building.tars import ContentsProgress, read_tar
 from fastirv2.errors import DataError, nearest
 
 _TAR = ".tar"
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # of a data set, as folders are called
 _THREADS = 32  # a header at a time, each of which takes milliseconds to come from a network's file system
 
 
@@ -22,6 +23,12 @@ def open_class_folders(path: str, contents: Contents, classes: list[str] | None,
 
     Raises DataError for a class that is not among `classes`, for no images, and for what cannot be read.
     """
+    found = [name for name in contents.folders if name.lower() in _PARTS]
+    if classes is None and len(found) == len(contents.folders) > 1:
+        raise DataError(
+            f"{path} holds {' and '.join(found)}, which are called like the parts of a data set: give one of them, as "
+            f"{path}/{found[0]}, or say with --classes that they are classes"
+        )
     parts = (collect(folder, f"{name}/", packed=packed) for name, folder in contents.folders.items())
     titles = {name: f"the class folder {folder.where}" for name, folder in contents.folders.items()}
     return _merge(path, titles, parts, classes)

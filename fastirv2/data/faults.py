@@ -82,8 +82,9 @@ class Faults:
         if self._on_bad == "skip":
             self._untold.append(sentence)
         elif self.error is None:
-            advice = "remove it, build an LMDB with fastirv2-build-lmdb, which checks every image, or go on without it"
-            self.error = DataError(f"{sentence}; {advice}: --data.on-bad skip")
+            mend = "remove it, build an LMDB" if self._records.form == "files" else "build its LMDB anew"
+            advice = f"{mend} with fastirv2-build-lmdb, which checks every image, or go on without it: --data.on-bad skip"
+            self.error = DataError(f"{sentence}; {advice}")
 
     def untold(self) -> list[str]:
         """Return a sentence for each bad record that was skipped since the last call."""

@@ -15,6 +15,8 @@ from fastirv2.data.dataset import Records
 from fastirv2.errors import DataError, UsageError
 
 LARGEST_RESIZE = 4096  # pixels a side
+_MOST_THREADS = 1024  # beyond these a system's limits end the process
+_MOST_PREFETCHED = 1024
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,14 @@ class InputConfig:
             raise UsageError(f"--input.crop {self.crop} must lie between 1 and --input.resize {self.resize}")
         if self.resize > LARGEST_RESIZE:
             raise UsageError(f"--input.resize {self.resize} is beyond all use; at most {LARGEST_RESIZE} pixels")
-        if self.threads < 0 or self.prefetch < 1 or self.read_ahead < 0 or not 0 <= self.hw_decoder_load <= 1:
-            raise UsageError(
-                "input: threads and read-ahead must not be negative, prefetch at least 1, hw-decoder-load between 0 and 1; "
-                f"got {self.threads}, {self.read_ahead}, {self.prefetch}, {self.hw_decoder_load}"
-            )
+        for name, value, least, most in (
+            ("threads", self.threads, 0, _MOST_THREADS),
+            ("prefetch", self.prefetch, 1, _MOST_PREFETCHED),
+            ("read-ahead", self.read_ahead, 0, _MOST_PREFETCHED),
+            ("hw-decoder-load", self.hw_decoder_load, 0, 1),
+        ):
+            if not least <= value <= most:
+                raise UsageError(f"--input.{name} {value} must lie between {least} and {most:,}")
         self.stages()
 
     @property

@@ -126,7 +126,8 @@ class BackgroundWriter:
             while self._jobs:
                 self._write(self._jobs[0])
         except RefusedError as error:
-            what_next = f"{error.remedy} and give the same command again, it goes on from the checkpoint before"
+            then = "goes on from the checkpoint before" if self._checkpoints.steps() else "begins anew"
+            what_next = f"{error.remedy} and give the same command again, it {then}"
             raise RefusedError(f"{error}; {what_next}", error.remedy) from error
 
     def close(self) -> None:

@@ -649,6 +649,7 @@ def limit_files(size):
         (["{source}", "{tmp}/db", "--limit", "0"], 2, "--limit 0 must be at least 1"),
         (["{source}", "{tmp}/db", "--decode"], 2, "--decode goes with --check"),
         (["{source}", "{tmp}/db", "--check", "{tmp}/db"], 2, "--check takes its folder alone"),
+        (["--check", "{tmp}/db", "--resize", "64x64"], 2, "--resize goes with building an LMDB; leave it out beside --check"),
         (["{tmp}/absent", "{tmp}/db"], 65, "absent does not exist"),
         (["{source}", "{source}/db"], 65, "lies inside of SOURCE"),
         (["{source}", "/dev/null/db"], 65, "cannot be"),

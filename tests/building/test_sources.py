@@ -78,11 +78,19 @@ def test_a_classes_file_that_does_not_fit_is_refused(tmp_path, text, message):
         (["1.jpg", "2.jpg"], "holds 2 files but no class folders; .* give fastirv2-build-lmdb their labels with --val-labels"),
         (["data.mdb", "lock.mdb"], "is an LMDB already; give the images that one is to be built from"),
         (["a/.hidden"], "holds no images: its 1 classes are empty"),
+        (["train/ant/1.jpg", "Val/ant/2.jpg"], "holds Val and train, which are called like the parts .* as .*/Val"),
     ],
 )
 def test_a_folder_without_classes_or_images_is_refused(tmp_path, names, message):
     with pytest.raises(DataError, match=message):
         open_source(files(tmp_path, *names))
+
+
+def test_classes_may_be_called_like_the_parts_of_a_data_set(tmp_path):
+    (tmp_path / "classes").write_text("train\nval\n")
+    folder = files(tmp_path / "named", "train/1.jpg", "val/2.jpg")
+    assert open_source(folder, classes_file=str(tmp_path / "classes")).classes == ["train", "val"]
+    assert open_source(files(tmp_path / "vehicles", "bus/1.jpg", "train/2.jpg")).classes == ["bus", "train"]
 
 
 def test_a_path_that_does_not_exist_is_refused(tmp_path):

@@ -194,11 +194,18 @@ def test_at_the_end_a_full_disk_is_an_error_and_leaves_the_one_before(writer):
     with full_disk(100_000):
         writer.put({"step": 3, **BIG}, 3, 3)
         with pytest.raises(
-            DataError, match=r"step-00000003\.pt cannot be written.*; make room and give the same command again"
+            DataError, match=r"step-00000003\.pt cannot be written.*; make room and give the same command .*, it goes on from"
         ):
             writer.finish()
     assert writer.checkpoints.load_latest(pytest.fail)["step"] == 2
     assert sorted(path.name for path in writer.checkpoints.folder.glob("*.new")) == []
+
+
+def test_at_the_end_a_full_disk_that_never_took_one_is_an_error_that_says_so(writer):
+    with full_disk(100_000):
+        writer.put({"step": 3, **BIG}, 3, 3)
+        with pytest.raises(DataError, match=r"; make room and give the same command again, it begins anew"):
+            writer.finish()
 
 
 def test_what_goes_wrong_in_the_thread_surfaces(writer):

@@ -2,9 +2,10 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from fastirv2.assembly import check_effect
+from fastirv2.assembly import check_effect, check_labels
 from fastirv2.training.optim import OptimizerConfig
 from fastirv2.training.schedule import ScheduleConfig
 
@@ -29,3 +30,10 @@ def test_a_batch_larger_than_the_data_set_is_warned_of():
     config = SimpleNamespace(optimizer=OptimizerConfig(), schedule=ScheduleConfig())
     (warning,) = check_effect(config, SimpleNamespace(total_steps=6, count=18, global_batch=64, epochs=20))
     assert warning.startswith("a step takes 64 images and the training set has 18, so that 20 epochs are 6 steps; ")
+
+
+def test_images_of_one_class_are_warned_of():
+    records = SimpleNamespace(path="photographs", classes=["cat", "dog"], labels=np.array([1, 1, 1]))
+    assert check_labels(records) == ["all images of photographs are of the class dog: nothing is learned from them"]
+    records.labels = np.array([1, 0, 1])
+    assert check_labels(records) == []
