@@ -78,7 +78,7 @@ def open_list(path: str, root: str, classes: list[str] | None) -> Source:
     The paths are relative to `root`; without `classes` the labels name themselves. Only the first thousand files are looked
     up. Raises DataError, naming the line, for one that makes no sense.
     """
-    names, labels, files = Names(), array("i"), _Files(root)
+    names, labels, hashes, files = Names(), array("i"), array("q"), _Files(root)
     for number, line in read_lines(path):
         if not line:
             continue
@@ -86,15 +86,31 @@ def open_list(path: str, root: str, classes: list[str] | None) -> Source:
             name, label = _parse_line(line)
             if classes is not None and label >= len(classes):
                 raise BadLineError(f"label {label} is not among the {len(classes):,} names of the --classes file")
-            names.append(files.meant(name))
+            name = files.meant(name)
         except BadLineError as error:
             raise DataError(f"{path}, line {number}: {error}") from error
+        names.append(name)
         labels.append(label)
+        hashes.append(hash(name))
     if not labels:
         raise DataError(f"{path} lists no images; it needs lines of 'path label'")
     if classes is None:
         classes = [str(label) for label in range(max(labels) + 1)]
-    return Source(root, names, np.frombuffer(labels, np.int32), classes, listed=True)
+    numbers = np.frombuffer(labels, np.int32)
+    notes = _of_two_labels(path, names, numbers, np.frombuffer(hashes, np.int64))
+    return Source(root, names, numbers, classes, listed=True, notes=notes)
+
+
+def _of_two_labels(path: str, names: Names, labels: np.ndarray, hashes: np.ndarray) -> tuple[str, ...]:
+    """Return a sentence where files are listed with different labels; found by their names' hashes, int64 (n,)."""
+    order = np.argsort(hashes, kind="stable")
+    alike = (hashes[order][1:] == hashes[order][:-1]) & (labels[order][1:] != labels[order][:-1])
+    if not alike.any():
+        return ()
+    places = np.flatnonzero(alike)
+    one, other = order[places[0] : places[0] + 2].tolist()
+    what = "a file" if len(places) == 1 else f"{len(places):,} files"
+    return (f"{path} lists {what} with two labels, as {names[one]} with {labels[one]} and {labels[other]}",)
 
 
 class _Files:

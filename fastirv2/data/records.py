@@ -24,7 +24,7 @@ class FileRecords(Records):
     def __init__(self, path: str, source: Source) -> None:
         digest, self._data_bytes = _digest(path, source)
         super().__init__(path, source.labels.astype(np.int64), source.classes, digest)
-        self._source = source
+        self._source, self.warnings = source, source.notes
         self._sizes: np.ndarray | None = None
         self._headless: frozenset[int] = frozenset()
 

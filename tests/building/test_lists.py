@@ -127,6 +127,17 @@ def test_an_lmdbs_file_in_place_of_its_folder_is_spoken_of(tmp_path, file, messa
         open_source(str(tmp_path / file))
 
 
+def test_files_with_two_labels_are_told_of_and_what_is_listed_again_with_the_same_is_not(tmp_path):
+    names = ("a.jpg", "b.jpg", "c.jpg")
+    path = listing(tmp_path, "a.jpg 0\nb.jpg 1\nc.jpg 1\nb.jpg 1\n", *names)
+    assert open_source(path).notes == ()
+    listing(tmp_path, "a.jpg 0\nb.jpg 1\nc.jpg 1\nb.jpg 2\n")
+    assert open_source(path).notes == (f"{path} lists a file with two labels, as b.jpg with 1 and 2",)
+    listing(tmp_path, "c.jpg 0\nb.jpg 1\nc.jpg 1\nb.jpg 2\n")
+    (note,) = open_source(path).notes
+    assert note.startswith(f"{path} lists 2 files with two labels, as ")
+
+
 def test_labels_may_have_zeros_in_front(tmp_path):
     assert open_source(listing(tmp_path, "1.jpg 0000000012\n", "1.jpg")).labels.tolist() == [12]
 

@@ -28,6 +28,13 @@ def test_all_forms_hold_the_same_images_and_labels(images, lmdb_folder, file_lis
     assert {form.data_bytes for form in forms} == {sum(path.stat().st_size for path in images.rglob("*.jpg"))}
 
 
+def test_what_is_said_of_files_is_a_warning_of_their_records(images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "images")
+    assert open_records(folder).warnings == ()
+    shutil.copy(folder / "cat/00.jpg", folder / "loose.jpg")
+    assert open_records(folder).warnings == (f"left out what lies beside the classes of {folder}: 1 images, as loose.jpg",)
+
+
 def test_an_lmdb_record_is_a_view_of_the_map_and_no_copy(lmdb_folder):
     records = open_records(lmdb_folder)
     view, _ = records[3]
