@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gc
+import io
 import os
 import re
 import signal
@@ -104,10 +105,7 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
     gc.freeze()  # or Python looks for cycles among all that was imported, again and again, most of it at the end
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the package has it while it is imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed by whoever started us
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process runs
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # names need not be text, nor locales know ours
+    _open_streams()
     try:
         code = main() or 0
     except SENTENCES as error:
@@ -135,6 +133,15 @@ def run_command(main: Callable[[], int | None], program: str, *, short: bool = F
         gc.freeze()
     signal.signal(signal.SIGINT, handler or signal.SIG_DFL)  # None: it was not Python's
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Have both streams take whatever is printed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process runs
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):  # as it is not in a notebook
+            stream.reconfigure(errors="backslashreplace")  # names need not be text, nor locales know ours
 
 
 def tell(text: str) -> None:
