@@ -59,9 +59,15 @@ def timm_network(classes: int, dropout: float) -> nn.Module:
     except ImportError as error:
         raise UsageError(f"--vs timm needs timm ({error}); pip install --no-deps timm huggingface_hub safetensors") from error
     network = timm.create_model("inception_resnet_v2", pretrained=False, num_classes=classes, drop_rate=dropout)
-    network.STEM, network.stem = Slim.STEM, types.MethodType(Slim.stem, network)
+    network.STEM, network.stem = Slim.STEM, types.MethodType(_stem, network)
     network.forward_features = types.MethodType(_features, network)
     return network
+
+
+def _stem(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Do as timm's own in its first layers."""
+    x = network.maxpool_3a(network.conv2d_2b(network.conv2d_2a(network.conv2d_1a(x))))
+    return network.maxpool_5a(network.conv2d_4a(network.conv2d_3b(x)))
 
 
 def _features(network: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastirv2.models.norm import BatchNorm2d
+from fastirv2.models.norm import BatchNorm2d, normalise_largest
+from fastirv2.models.pooling import MaxPool
 from fastirv2.models.residual import Reader
 
 
@@ -66,6 +67,27 @@ class ConvNorm(nn.Module):
         x = self.conv(x)
         x = self.bn(x) if scale == 1 else self.bn(x, scale)  # an exported network may have something else in its place
         return activated(x) if self.relu else x
+
+
+class PooledConvNorm(ConvNorm):
+    """A `ConvNorm`, and max-pooling behind it that training brings forward: only what it keeps is normalised.
+
+    A line that rises and a ReLU keep the order of values, so that the largest can be chosen before them; where a weight of the
+    normalisation is below 0, the convolution's kernel is turned over. It is the same mathematics; statistics are of all values.
+    (Where a weight is 0 all values tie; its gradient is then that of another choice among them.)
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, padding: int = 0, eps: float = 1e-5) -> None:
+        super().__init__(inputs, outputs, kernel, padding=padding, eps=eps)
+        self.pool = MaxPool()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, ⌊(H' − 1) / 2⌋, ⌊(W' − 1) / 2⌋)."""
+        if not (isinstance(self.bn, BatchNorm2d) and self.bn.moving) or x.is_meta:  # of shapes alone there are no statistics
+            return self.pool(super().forward(x))
+        turned = torch.ones_like(self.bn.weight).copysign(self.bn.weight.detach())
+        y = functional.conv2d(x, self.conv.weight * turned[:, None, None, None], padding=self.conv.padding)
+        return activated(normalise_largest(self.bn, y, turned))
 
 
 class GlobalPool(Reader):

@@ -12,6 +12,8 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from fastirv2.models.pooling import choose, put_back
+
 # both renamed in torch 2.13
 _all_gather_in_graph = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -77,16 +79,38 @@ def normalise(layers: Sequence[BatchNorm2d], x: torch.Tensor, scales: Sequence[f
     else:
         y, mean, var = _normalised(x, weight, bias, first.statistics, first.eps)
         parts = _split(y, widths)
-    # `.data`: where all statistics are views of one tensor, layers before this one have saved theirs, and never read them again
-    torch._foreach_lerp_([old.data for old in means + variances], [*mean.split(widths), *var.split(widths)], first.momentum)
+    _move(means + variances, [*mean.split(widths), *var.split(widths)], first.momentum)
     return tuple(parts)
+
+
+def normalise_largest(layer: BatchNorm2d, x: torch.Tensor, turned: torch.Tensor) -> torch.Tensor:
+    """Do as `layer`, which is training, and then a `MaxPool`: choose, and normalise what is kept, by statistics of all of `x`.
+
+    The line that a channel is normalised by must rise, so that it keeps the order: `turned` (C,) is -1 where a weight is below
+    0, and 1 elsewhere, and `x` (N, C, H, W) is what the layer would get, times that.
+    """
+    weight, bias, statistics = layer.weight * turned, layer.bias, layer.statistics
+    if torch.compiler.is_compiling():
+        y, mean, var = _FusedBatchNorm.apply(x, weight, bias, [len(weight)], statistics, layer.eps, True)
+    else:
+        parts = x.chunk(statistics.splits)
+        made = [_PooledBatchNorm.apply(part, weight, bias, statistics.group, layer.eps) for part in parts]
+        ys, means, variances = zip(*made, strict=True)
+        y, mean, var = _joined(ys), torch.stack(means).mean(0), torch.stack(variances).mean(0)
+    _move([layer.running_mean, layer.running_var], [mean * turned, var], layer.momentum)
+    return y
+
+
+def _move(running: list[torch.Tensor], new: list[torch.Tensor], momentum: float) -> None:
+    # `.data`: where all statistics are views of one tensor, layers before this one have saved theirs, and never read them again
+    torch._foreach_lerp_([old.data for old in running], new, momentum)
 
 
 def _scaled(parameter: torch.Tensor, scale: float) -> torch.Tensor:
     return parameter if scale == 1 else parameter * scale
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
@@ -115,6 +139,7 @@ class _FusedBatchNorm(torch.autograd.Function):
 
     Statistics are taken in one reduction over all channels. Each layer's channels are then normalised on their own, as what
     follows reads them: what is computed for several readers at once would be written to memory first, in single precision.
+    Where they are `pooled`, that is done with what max-pooling keeps.
     """
 
     @staticmethod
@@ -126,6 +151,7 @@ class _FusedBatchNorm(torch.autograd.Function):
         widths: list[int],
         statistics: Statistics,
         eps: float,
+        pooled: bool = False,
     ) -> tuple[torch.Tensor, ...]:
         ctx.widths, ctx.statistics = widths, statistics
         ctx.count = x[:, 0].numel() // statistics.splits
@@ -134,11 +160,12 @@ class _FusedBatchNorm(torch.autograd.Function):
             mean, var = (each[None] for each in _combine(mean[0], var[0], statistics.group))
             ctx.count *= dist.get_world_size(statistics.group)
         deviation = torch.rsqrt(var + eps)
-        ctx.save_for_backward(x, weight, mean, deviation)
+        kept, *chosen = choose(x) if pooled else (x,)
+        ctx.save_for_backward(x, weight, mean, deviation, kept, *chosen)
         columns = zip(*(each.split(widths, -1) for each in (mean, weight * deviation, bias)), strict=True)
         parts = [
             ((_wide(part, statistics) - _spread(mean_)) * _spread(scale) + shift[:, None, None]).to(x.dtype).flatten(0, 1)
-            for part, (mean_, scale, shift) in zip(x.split(widths, 1), columns, strict=True)
+            for part, (mean_, scale, shift) in zip(kept.split(widths, 1), columns, strict=True)
         ]
         mean, var = mean.mean(0), var.mean(0) * (ctx.count / (ctx.count - 1))
         ctx.mark_non_differentiable(mean, var)
@@ -146,10 +173,10 @@ class _FusedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, mean, deviation = ctx.saved_tensors
+        x, weight, mean, deviation, kept, *chosen = ctx.saved_tensors
         splits, group = ctx.statistics.splits, ctx.statistics.group
         dys = [dy.unflatten(0, (splits, -1)) for dy in gradients[:-2]]
-        parts = [part.unflatten(0, (splits, -1)) for part in x.split(ctx.widths, 1)]
+        parts = [part.unflatten(0, (splits, -1)) for part in kept.split(ctx.widths, 1)]
         triples = list(zip(dys, parts, map(_spread, mean.split(ctx.widths, 1)), strict=True))
         sums = torch.stack(
             [
@@ -166,8 +193,11 @@ class _FusedBatchNorm(torch.autograd.Function):
         # by a foreach, which a compiler computes once for each channel, and not again for each pixel
         of_x, rest = torch._foreach_mul([steep, shift - steep * mean], [-scale, -scale])
         lines = zip(*(map(_spread, each.split(ctx.widths, 1)) for each in (scale, of_x, rest)), strict=True)
+        if chosen:
+            dys = [put_back(gradients[0], chosen[0], x).unflatten(0, (splits, -1))]
+            parts = [x.unflatten(0, (splits, -1))]
         dx = [(dy * a + part * b + c).to(x.dtype).flatten(0, 1) for dy, part, (a, b, c) in zip(dys, parts, lines, strict=True)]
-        return torch.cat(dx, 1), d_weight, d_bias, None, None, None
+        return torch.cat(dx, 1), d_weight, d_bias, None, None, None, None
 
 
 class _SharedBatchNorm(torch.autograd.Function):
@@ -199,6 +229,44 @@ class _SharedBatchNorm(torch.autograd.Function):
         slope, shift = (own * (dist.get_world_size(ctx.group) / ctx.count) - total / ctx.count).unbind(0)
         scale = weight * torch.rsqrt(var + ctx.eps)
         dx += functional.batch_norm(x, mean, var, scale * slope, scale * shift, False, 0.0, ctx.eps)
+        return dx, d_weight, d_bias, None, None
+
+
+class _PooledBatchNorm(torch.autograd.Function):
+    """The same over a group of ranks or none, of which max-pooling then keeps the largest: only what it keeps is normalised.
+
+    The gradient of what it does not keep is that of the statistics, a line in x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, group: dist.ProcessGroup | None, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mean, var = _moments(x, weight)
+        ctx.group, ctx.eps, ctx.count = group, eps, x[:, 0].numel()
+        if group is not None:
+            mean, var = _combine(mean, var, group)
+            ctx.count *= dist.get_world_size(group)
+        kept, chosen = choose(x)
+        ctx.save_for_backward(x, weight, mean, var, kept, chosen)
+        y = functional.batch_norm(kept, mean, var, weight, bias, False, 0.0, eps)
+        unbiased = var * (ctx.count / (ctx.count - 1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        return y, mean, unbiased
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dy: torch.Tensor, *_: object) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, var, kept, chosen = ctx.saved_tensors
+        deviation = torch.rsqrt(var + ctx.eps)
+        d_kept, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+            dy, kept, weight, mean, var, mean, deviation, False, ctx.eps, [True, True, True]
+        )  # as if the statistics were given: a CPU reads their first two forms, a GPU the others
+        sums = torch.stack([d_weight, d_bias])
+        if ctx.group is not None:
+            dist.all_reduce(sums, group=ctx.group)
+        slope, shift = (sums * (weight * deviation / -ctx.count)).unbind(0)
+        dx = put_back(d_kept, chosen, x)
+        dx += functional.batch_norm(x, mean, var, slope, shift, False, 0.0, ctx.eps)
         return dx, d_weight, d_bias, None, None
 
 

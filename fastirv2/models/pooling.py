@@ -26,36 +26,54 @@ class MaxPool(nn.MaxPool2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to (N, C, ⌊(H − 1) / 2⌋, ⌊(W − 1) / 2⌋)."""
-        gathered = torch.are_deterministic_algorithms_enabled() or (torch.compiler.is_compiling() and x.is_cuda)
-        if gathered and x.requires_grad:
-            return _GatheredMaxPool.apply(x)
-        return super().forward(x)
+        return _GatheredMaxPool.apply(x) if x.requires_grad and _is_gathered(x.device) else super().forward(x)
+
+
+def choose(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Max-pool (N, C, H, W) as `MaxPool` does, without a gradient; return what it keeps, and where in its image that was."""
+    return functional.max_pool2d(x, _SIZE, _STRIDE, return_indices=True)
+
+
+def put_back(dy: torch.Tensor, chosen: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of `x` that `choose` was given: that of what it kept, in its place."""
+    if _is_gathered(x.device):
+        return _gathered(dy, chosen, x.shape[2:], _layout(x))
+    sides = [_SIZE, _SIZE], [_STRIDE, _STRIDE], [0, 0], [1, 1]
+    return torch.ops.aten.max_pool2d_with_indices_backward(dy, x, *sides, False, chosen)
+
+
+def _is_gathered(device: torch.device) -> bool:
+    return torch.are_deterministic_algorithms_enabled() or (torch.compiler.is_compiling() and device.type == "cuda")
 
 
 class _GatheredMaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: torch.Tensor) -> torch.Tensor:
-        y, chosen = functional.max_pool2d(x, _SIZE, _STRIDE, return_indices=True)
+        y, chosen = choose(x)
         ctx.save_for_backward(chosen)
-        ctx.size, ctx.layout = x.shape[2:], _layout(x)
+        ctx.sides, ctx.layout = x.shape[2:], _layout(x)
         return y
 
     @staticmethod
     def backward(ctx: FunctionCtx, dy: torch.Tensor) -> torch.Tensor:
         (chosen,) = ctx.saved_tensors
-        height, width = ctx.size
-        if torch.compiler.is_compiling():
-            return _gathered(dy, chosen, height, width)
-        dx = dy.new_zeros((*dy.shape[:2], height, width)).contiguous(memory_format=ctx.layout)
-        own = torch.arange(height * width, device=dy.device).view(height, width)
-        for top in range(_SIZE):
-            for left in range(_SIZE):  # what the windows have at this place are all different inputs
-                rows, columns = _every_window(top, dy.shape[2]), _every_window(left, dy.shape[3])
-                dx[:, :, rows, columns] += torch.where(chosen == own[rows, columns], dy, 0)
-        return dx
+        return _gathered(dy, chosen, ctx.sides, ctx.layout)
 
 
-def _gathered(dy: torch.Tensor, chosen: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _gathered(dy: torch.Tensor, chosen: torch.Tensor, sides: torch.Size, layout: torch.memory_format) -> torch.Tensor:
+    """Return the gradient of the inputs, images of these sides."""
+    if torch.compiler.is_compiling():
+        return _gathered_at_once(dy, chosen, *sides)
+    dx = dy.new_zeros((*dy.shape[:2], *sides)).contiguous(memory_format=layout)
+    own = torch.arange(sides.numel(), device=dy.device).view(sides)
+    for top in range(_SIZE):
+        for left in range(_SIZE):  # what the windows have at this place are all different inputs
+            rows, columns = _every_window(top, dy.shape[2]), _every_window(left, dy.shape[3])
+            dx[:, :, rows, columns] += torch.where(chosen == own[rows, columns], dy, 0)
+    return dx
+
+
+def _gathered_at_once(dy: torch.Tensor, chosen: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Return the gradient of the inputs as one formula for each of them, which a compiler writes where it is read.
 
     The formula's own order of dimensions is that in which a compiler lays out what it writes.

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastirv2.models.branches import Branches, Concat
 from fastirv2.models.dropout import Dropout
-from fastirv2.models.layers import Classifier, ConvNorm, Convolution, GlobalPool, initialise, pointwise
+from fastirv2.models.layers import Classifier, ConvNorm, Convolution, GlobalPool, PooledConvNorm, initialise, pointwise
 from fastirv2.models.pooling import AveragePool, MaxPool
 from fastirv2.models.residual import ResidualSum
 
@@ -96,11 +96,9 @@ class Slim(nn.Module):
         super().__init__()
         self.conv2d_1a = Conv(3, 32, 3, stride=2)
         self.conv2d_2a = Conv(32, 32, 3)
-        self.conv2d_2b = Conv(32, 64, 3, padding=1)
-        self.maxpool_3a = MaxPool()
+        self.conv2d_2b = PooledConvNorm(32, 64, 3, padding=1, eps=1e-3)
         self.conv2d_3b = Conv(64, 80)
-        self.conv2d_4a = Conv(80, 192, 3)
-        self.maxpool_5a = MaxPool()
+        self.conv2d_4a = PooledConvNorm(80, 192, 3, eps=1e-3)
         self.mixed_5b = mixed_5b()
         self.repeat = nn.Sequential(*(block35() for _ in range(10)))
         self.mixed_6a = mixed_6a()
@@ -123,5 +121,5 @@ class Slim(nn.Module):
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, 3, H, W) to (N, 192, H/8, W/8), borders cut."""
-        x = self.maxpool_3a(self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(x))))
-        return self.maxpool_5a(self.conv2d_4a(self.conv2d_3b(x)))
+        x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(x)))
+        return self.conv2d_4a(self.conv2d_3b(x))
