@@ -27,7 +27,7 @@ def open_class_folders(path: str, contents: Contents, classes: list[str] | None,
     if classes is None and len(found) == len(contents.folders) > 1:
         raise DataError(
             f"{path} holds {' and '.join(found)}, which are called like the parts of a data set: give one of them, as "
-            f"{path}/{found[0]}, or say with --classes that they are classes"
+            f"{path}/{found[0]}; should they be classes, build an LMDB with fastirv2-build-lmdb, whose --classes says so"
         )
     parts = (collect(folder, f"{name}/", packed=packed) for name, folder in contents.folders.items())
     titles = {name: f"the class folder {folder.where}" for name, folder in contents.folders.items()}

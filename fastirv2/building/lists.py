@@ -91,7 +91,7 @@ def open_list(path: str, root: str, classes: list[str] | None) -> Source:
             raise DataError(f"{path}, line {number}: {error}") from error
         names.append(name)
         labels.append(label)
-        hashes.append(hash(name))
+        hashes.append(hash(os.path.normpath(name)))
     if not labels:
         raise DataError(f"{path} lists no images; it needs lines of 'path label'")
     if classes is None:
@@ -107,9 +107,9 @@ def _of_two_labels(path: str, names: Names, labels: np.ndarray, hashes: np.ndarr
     alike = (hashes[order][1:] == hashes[order][:-1]) & (labels[order][1:] != labels[order][:-1])
     if not alike.any():
         return ()
-    places = np.flatnonzero(alike)
-    one, other = order[places[0] : places[0] + 2].tolist()
-    what = "a file" if len(places) == 1 else f"{len(places):,} files"
+    place, count = int(np.flatnonzero(alike)[0]), len(np.unique(hashes[order][1:][alike]))
+    one, other = order[place : place + 2].tolist()
+    what = "a file" if count == 1 else f"{count:,} files"
     return (f"{path} lists {what} with two labels, as {names[one]} with {labels[one]} and {labels[other]}",)
 
 

@@ -136,6 +136,9 @@ def test_files_with_two_labels_are_told_of_and_what_is_listed_again_with_the_sam
     listing(tmp_path, "c.jpg 0\nb.jpg 1\nc.jpg 1\nb.jpg 2\n")
     (note,) = open_source(path).notes
     assert note.startswith(f"{path} lists 2 files with two labels, as ")
+    listing(tmp_path, "b.jpg 0\na.jpg 1\n./b.jpg 1\nb.jpg 2\n")
+    (note,) = open_source(path).notes
+    assert note.startswith(f"{path} lists a file with two labels, as ")
 
 
 def test_labels_may_have_zeros_in_front(tmp_path):

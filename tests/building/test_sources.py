@@ -78,7 +78,7 @@ def test_a_classes_file_that_does_not_fit_is_refused(tmp_path, text, message):
         (["1.jpg", "2.jpg"], "holds 2 files but no class folders; .* give fastirv2-build-lmdb their labels with --val-labels"),
         (["data.mdb", "lock.mdb"], "is an LMDB already; give the images that one is to be built from"),
         (["a/.hidden"], "holds no images: its 1 classes are empty"),
-        (["train/ant/1.jpg", "Val/ant/2.jpg"], "holds Val and train, which are called like the parts .* as .*/Val"),
+        (["train/ant/1.jpg", "Val/ant/2.jpg"], "holds Val and train, which are called like .* as .*/Val; .* --classes says so"),
     ],
 )
 def test_a_folder_without_classes_or_images_is_refused(tmp_path, names, message):
