@@ -91,7 +91,7 @@ def open_list(path: str, root: str, classes: list[str] | None) -> Source:
             raise DataError(f"{path}, line {number}: {error}") from error
         names.append(name)
         labels.append(label)
-        hashes.append(hash(os.path.normpath(name)))
+        hashes.append(hash(name.removeprefix(b"./")))
     if not labels:
         raise DataError(f"{path} lists no images; it needs lines of 'path label'")
     if classes is None:

@@ -136,7 +136,11 @@ def test_files_with_two_labels_are_told_of_and_what_is_listed_again_with_the_sam
     listing(tmp_path, "c.jpg 0\nb.jpg 1\nc.jpg 1\nb.jpg 2\n")
     (note,) = open_source(path).notes
     assert note.startswith(f"{path} lists 2 files with two labels, as ")
-    listing(tmp_path, "b.jpg 0\na.jpg 1\n./b.jpg 1\nb.jpg 2\n")
+
+
+@pytest.mark.parametrize("lines", ["b.jpg 0\nb.jpg 1\na.jpg 1\nb.jpg 2\n", "b.jpg 0\na.jpg 1\n./b.jpg 1\n"])
+def test_a_file_of_three_labels_is_one_and_so_is_one_that_is_written_in_two_ways(tmp_path, lines):
+    path = listing(tmp_path, lines, "a.jpg", "b.jpg")
     (note,) = open_source(path).notes
     assert note.startswith(f"{path} lists a file with two labels, as ")
 
