@@ -96,7 +96,7 @@ def normalise_largest(layer: BatchNorm2d, x: torch.Tensor, turned: torch.Tensor)
         parts = x.chunk(statistics.splits)
         made = [_PooledBatchNorm.apply(part, weight, bias, statistics.group, layer.eps) for part in parts]
         ys, means, variances = zip(*made, strict=True)
-        y, mean, var = _joined(ys), torch.stack(means).mean(0), torch.stack(variances).mean(0)
+        y, mean, var = _joined(ys), _mean(means), _mean(variances)
     _move([layer.running_mean, layer.running_var], [mean * turned, var], layer.momentum)
     return y
 
@@ -112,6 +112,10 @@ def _scaled(parameter: torch.Tensor, scale: float) -> torch.Tensor:
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _mean(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
 
 
 def _split(y: torch.Tensor, widths: list[int]) -> tuple[torch.Tensor, ...]:
@@ -193,7 +197,7 @@ class _FusedBatchNorm(torch.autograd.Function):
         # by a foreach, which a compiler computes once for each channel, and not again for each pixel
         of_x, rest = torch._foreach_mul([steep, shift - steep * mean], [-scale, -scale])
         lines = zip(*(map(_spread, each.split(ctx.widths, 1)) for each in (scale, of_x, rest)), strict=True)
-        if chosen:
+        if chosen:  # all places have a gradient, what was not kept that of the statistics alone
             dys = [put_back(gradients[0], chosen[0], x).unflatten(0, (splits, -1))]
             parts = [x.unflatten(0, (splits, -1))]
         dx = [(dy * a + part * b + c).to(x.dtype).flatten(0, 1) for dy, part, (a, b, c) in zip(dys, parts, lines, strict=True)]

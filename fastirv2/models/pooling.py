@@ -35,7 +35,7 @@ def choose(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def put_back(dy: torch.Tensor, chosen: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of `x` that `choose` was given: that of what it kept, in its place."""
+    """Return the gradient (N, C, H, W) of what `choose` was given, laid out as that: `dy` of what it kept, 0 elsewhere."""
     if _is_gathered(x.device):
         return _gathered(dy, chosen, x.shape[2:], _layout(x))
     sides = [_SIZE, _SIZE], [_STRIDE, _STRIDE], [0, 0], [1, 1]
