@@ -6,7 +6,7 @@ from torch import nn
 
 from fastirv2.models.norm import BatchNorm2d, Statistics, _FusedBatchNorm, _moments
 from tests.models.norm_case import case, normalise
-from tests.processes import run_ranks
+from tests.models.ranks import saved_by_ranks
 
 
 def reference(x, dy):
@@ -20,10 +20,7 @@ def assert_same(ours, theirs, names=("y", "dx", "d_weight", "d_bias", "mean", "v
 
 @pytest.fixture(scope="module")
 def four_ranks(tmp_path_factory):
-    out = tmp_path_factory.mktemp("norm")
-    done = run_ranks(4, "-m", "tests.models.norm_ranks", out)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(4)]
+    return saved_by_ranks(4, "tests.models.norm_ranks", tmp_path_factory.mktemp("norm"))
 
 
 def joined(ranks, way):
@@ -137,10 +134,7 @@ def test_its_state_is_that_of_torchs_layer():
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    out = tmp_path_factory.mktemp("compiled")
-    done = run_ranks(2, "-m", "tests.models.compiled_ranks", out)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return saved_by_ranks(2, "tests.models.compiled_ranks", tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.mark.parametrize("way", ["merged", "compiled"])

@@ -7,8 +7,8 @@ from torch import nn
 from fastirv2.models.layers import PooledConvNorm
 from fastirv2.models.norm import Statistics
 from tests.models.pooled_case import assert_same, case, drawn, layer, passed
+from tests.models.ranks import saved_by_ranks
 from tests.models.test_branches import Passes, channels_inside
-from tests.processes import run_ranks
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -29,10 +29,7 @@ def test_it_gives_the_same_outputs_gradients_and_statistics(way, splits, device)
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    out = tmp_path_factory.mktemp("pooled")
-    done = run_ranks(2, "-m", "tests.models.pooled_case", out)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return saved_by_ranks(2, "tests.models.pooled_case", tmp_path_factory.mktemp("pooled"))
 
 
 @pytest.mark.parametrize("way", ["eager", "compiled"])
